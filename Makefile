@@ -16,6 +16,7 @@ PYTHON ?=
 PYTHONS ?= 3.11 3.10 3.12 3.13
 WORKERS ?= 2
 DEMO ?= runs/demo
+PRIOR ?= runs/prior
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -24,7 +25,7 @@ NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo results configuration test test-all test-3.12 test-newer lint bench gpu clean
+.PHONY: help setup demo prior results configuration test test-all test-3.12 test-newer lint bench gpu clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
@@ -69,6 +70,12 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 	$(BIN)/vw2-rollout policy=$(DEMO)/finetune num_sequences=12 videos=12 workers=2 run_dir=$(DEMO)/rollout; \
 	say "6/6 report"; \
 	$(BIN)/vw2-report runs=[$(DEMO)/calvin-tiny,$(DEMO)] out=$(DEMO)/report
+
+prior: $(READY) ## the video prior from an empty folder: recordings, rendered in sampled appearances, then training; 80 minutes
+	@export $(DEMO_ENV); \
+	$(BIN)/vw2-record +experiment=record/prior_states workers=2 out=$(PRIOR)/states; \
+	$(BIN)/vw2-record +experiment=record/prior env.data=$(PRIOR)/states workers=2 out=$(PRIOR)/video; \
+	$(BIN)/vw2-train-vdm +experiment=pretrain/prior data.path=$(PRIOR)/video run_dir=$(PRIOR)/run
 
 # Stage by stage: make results STAGES="data reference"; python -m benchmarks.results --help names them all.
 RESULTS ?= runs/results

@@ -198,7 +198,7 @@ def new_agent(policy: LatentPolicy, device: torch.device) -> tuple[VW2Agent, Act
         save_checkpoint(
             Path(folder) / "policy",
             kind="policy",
-            config=config | {"latent_steps": 1, "n_action_steps": STRIDE},
+            config=config | {"acting": "expected", "latent_steps": 1, "n_action_steps": STRIDE},
             modules={"policy": policy, "head": head},
             facts={"control_hz": 30.0, "label_fraction": 1.0},
             files=policy.files() | {"stats": {"calvin": statistics.to_json()}},
@@ -223,13 +223,15 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
         prompt = policy.prompt(INSTRUCTIONS[:1], image)
         yield "prompt: instruction, image to tokens", clock(device)
         # One code per step instead of N, so that the clock can be read after each of them.
-        decoding = Decoding(policy.backbone, prompt, queries=1, latent_steps=queries)
+        decoding = Decoding(policy.backbone, prompt, queries=1, latent_steps=queries, expected=True, last_code=True)
         states = []
         yield "cache: memory, positions, known tokens", clock(device)
         # Code 1 includes the forward pass over the prompt.
         for number in range(queries):
             states.append(decoding.step().states_BHND)
             yield f"code {number + 1}" + ("" if number else " (reads the image)"), clock(device)
+        states.append(decoding.state_after()[:, None, None])
+        yield "state after the last code", clock(device)
         head(torch.cat(states, dim=2)).cpu()
         yield "action head", clock(device)
 

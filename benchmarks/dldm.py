@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.keys import defaults_of
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.dldm.qformer import QFormer
@@ -70,9 +70,8 @@ class Parts:
 
 
 def preset_tree(name: str) -> dict[str, Any]:
-    path = Path(__file__).parents[1] / "configs" / "model" / f"{name}.yaml"
-    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return tree
+    """Return the configuration of `pretrain-on-openx` at that size."""
+    return defaults_of("pretrain", f"model={name}")
 
 
 def seconds(run: Callable[[], object], *, repeats: int, device: torch.device) -> float:
@@ -204,7 +203,7 @@ def build_parts(preset: str, device: torch.device, *, layers: int | None = None,
     geometry = Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
     phases = config_from(TrainDLDMConfig, tree["train_dldm"])
     with torch.device(device):
-        return Parts(DLDM(dldm), VDM(config, geometry), build_codec(codec), phases)
+        return Parts(DLDM(dldm), VDM(config, geometry, codec), build_codec(codec), phases)
 
 
 def measure_step(

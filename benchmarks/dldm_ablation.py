@@ -25,14 +25,14 @@ from vw2_robot.rollouts.statistics import t95
 Report = dict[str, Any]
 TABLES = {
     "3a": {
-        "3a_baseline": "reconstruction alone",
+        "3a_baseline": "reconstruction alone, without aids",
         "3a_vdm": "+ VDM",
         "3a_stop_gradient": "+ stop-gradient",
         "3a_control": "+ control (default)",
     },
     "3b": {"3b_n1": "N = 1", "3b_n2": "N = 2", "3a_control": "N = 4 (default)", "3b_n8": "N = 8"},
     "ours": {
-        "3a_baseline": "reconstruction alone, as in 3a",
+        "ours_reconstruction": "reconstruction alone, with aids",
         "ours_correlated": "no decorrelation of the FSQ dimensions",
         "ours_change": "the decoder predicts the change, no flow",
         "ours_augmented": "encoder augmentation: drifting view and light",

@@ -6,8 +6,8 @@
 In the image of one distant camera, end effectors at different depths can be at the same pixel; only the rest of the arm
 differs. So the convolutions of `policy.image=pixels` (as in model=tiny, blocks proportional to the side) are trained to
 predict only the end effector's position, from images and robot_obs of some demonstrations, and tested on others. The
-bound is the spread of positions. `--policies` tests policies that were fine-tuned with `pose_weight` instead, without
-codes.
+bound is the spread of positions. `--policies` tests policies that were fine-tuned with `aids.pose_weight`
+instead, without codes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET
 from vw2_robot.finetune.labeled_windows import end_effector_poses
-from vw2_robot.models.policy.acting import null_codes
+from vw2_robot.models.policy.acting import act, acting_of
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import ActionHeadConfig
@@ -117,7 +116,7 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
     """Return the errors of the head of a fine-tuned policy, [n, 3] in meters."""
     checkpoint = load_checkpoint(run, kind="policy")
     policy = LatentPolicy.from_checkpoint(checkpoint).eval()
-    config = config_from(ActionHeadConfig, checkpoint.config["head"])
+    config = ActionHeadConfig.of_checkpoint(checkpoint.config)
     stride = int(checkpoint.config["stride"])
     head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)
     checkpoint.load_into(head=head)
@@ -129,11 +128,15 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
         images = test.images[first : first + 256].numpy()
         resized = np.stack([resize_frame(image, height=px, width=px) for image in images])
         prompt = policy.prompt(instructions, to_model_range(torch.from_numpy(resized)))
-        # The same zero codes as in control with code_source=none.
-        codes = null_codes(
-            policy, len(instructions), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
+        acted = act(
+            policy,
+            prompt,
+            latent_steps=int(checkpoint.config["latent_steps"]),
+            acting=acting_of(checkpoint.config),
+            last_code=config.last_code,
+            generator=torch.Generator().manual_seed(0),
         )
-        found.append(head.end_effector_pose(policy.states(prompt, codes)))
+        found.append(head.end_effector_pose(acted.states_BHRD))
     return position_of(torch.cat(found)) - test.positions
 
 
@@ -159,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 96, 128], help="multiples of 32, in pixels")
     parser.add_argument("--demonstrations", type=int, default=900)
     parser.add_argument("--train-steps", type=int, default=2000)
-    parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with pose_weight")
+    parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with aids.pose_weight")
     parser.add_argument("--shift", type=int, default=2, help="random shift of training images, in pixels")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

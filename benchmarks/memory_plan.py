@@ -20,16 +20,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.keys import defaults_of
 from vw2_robot.models.dldm.causal_video import CausalConv3d, FrameNorm
 from vw2_robot.models.dldm.causal_video import blocks_of as trunk_blocks
 from vw2_robot.models.dldm.config import DLDMConfig
@@ -99,8 +98,7 @@ class Kept:
 
 
 def load_preset(name: str) -> tuple[DLDMConfig, VDMConfig, CodecConfig]:
-    path = Path(__file__).parents[1] / "configs" / "model" / f"{name}.yaml"
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = defaults_of("pretrain", f"model={name}")
     return (
         config_from(DLDMConfig, tree["dldm"]),
         config_from(VDMConfig, tree["vdm"]),
@@ -152,7 +150,7 @@ PHASE_TWO = Step(phase_two_forward, lambda dldm, vdm: [*dldm.parameters(), *vdm.
 
 @contextmanager
 def models_without_data(
-    dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry
+    dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig
 ) -> Iterator[tuple[DLDM, VDM]]:
     """Give both models on tensors that have a shape and a type but no data, inside the context alone.
 
@@ -160,9 +158,10 @@ def models_without_data(
         dldm_config: of the dLDM.
         vdm_config: of the VDM.
         geometry: of the VDM.
+        codec: of the VDM.
     """
     with torch.device("meta"):
-        dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
+        dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry, codec)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield dldm.to_empty(device="cpu"), vdm.to_empty(device="cpu")
 
@@ -193,9 +192,11 @@ def kept_by(dldm: DLDM, vdm: VDM, step: Step) -> tuple[Kept, Tensor]:
     return kept, loss
 
 
-def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
+def activations(
+    dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig, *, recompute: bool
+) -> int:
     """Return the bytes of a phase-2 step that are neither weights nor gradients nor optimizer states."""
-    with models_without_data(dldm_config, vdm_config, geometry) as (dldm, vdm):
+    with models_without_data(dldm_config, vdm_config, geometry, codec) as (dldm, vdm):
         # For its effect: it sets `requires_grad`, and autograd keeps less for frozen weights.
         PHASE_TWO.learning(dldm, vdm)
         # With recomputation the largest block is held again in the backward pass.
@@ -272,7 +273,7 @@ def phase_one_rows(config: DLDMConfig) -> None:
 def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> tuple[int, int]:
     """Return the bytes of all weights, and of gradients and AdamW's moments (float32) of trained ones."""
     with torch.device("meta"):
-        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry, codec), build_codec(codec)
     return weight_bytes(dldm, vdm, wan), learning_bytes(PHASE_TWO.learning(dldm, vdm))
 
 
@@ -300,7 +301,7 @@ def trained_as(vdm: VDMConfig, train: str) -> VDMConfig:
 
 def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> None:
     with torch.device("meta"):
-        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry, codec), build_codec(codec)
     for name, count in parameters_by_part(dldm, vdm, wan).items():
         print(f"{name:<18}{count / 1e6:>10.1f} M parameters")
 

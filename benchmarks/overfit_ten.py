@@ -48,7 +48,7 @@ RECORDING = ["episodes=10", "validation_episodes=2", "tasks=basic", "seed=0"]
 # To memorize, not to generalize: neither image shift nor weight decay.
 TRAINING = [
     "policy=scratch",
-    "code_source=none",
+    "acting=none",
     "lambda_ce=0",
     "data.validation_split=validation",
     "image_shift_px=0",

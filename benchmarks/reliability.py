@@ -67,6 +67,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         *("policy.image_px=16", "++policy.image_widths=[8, 8]", "train_dldm.validation_clips=4"),
         f"++train_vdm={_loop(60, 7)}",
         f"++train_dldm.phase1={_loop(60, 7)}",
+        f"++train_dldm.reader.loop={_loop(40, 7)}",
         f"++train_dldm.phase2={_loop(40, 7)}",
         f"++train_policy.loop={_loop(60, 7)}",
         "++extract_latents={cache_stride: 1, batch_size: 8}",

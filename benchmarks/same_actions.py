@@ -52,7 +52,7 @@ def save_policy(folder: Path) -> None:
     save_checkpoint(
         folder,
         kind="policy",
-        config=tree | {"latent_steps": 2, "n_action_steps": 4},
+        config=tree | {"acting": "expected", "latent_steps": 2, "n_action_steps": 4},
         modules={"policy": policy, "head": head},
         facts={"control_hz": 30.0, "label_fraction": 1.0},
         files=policy.files() | {"stats": {"calvin": ActionStatistics.from_actions(actions).to_json()}},
@@ -76,7 +76,8 @@ def act(folder: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "tensorflow": "tensorflow" in sys.modules,
         "hash": agent.metadata["policy_hash"],
-        "codes": [output["latent_tokens"].tolist() for output in outputs],
+        # A policy with acting=none decodes none.
+        "codes": [output["latent_tokens"].tolist() for output in outputs if "latent_tokens" in output],
         "actions": [output["actions"].tolist() for output in outputs],
     }
 

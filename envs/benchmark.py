@@ -31,7 +31,7 @@ from .instructions import choose_instruction, read_instructions
 from .oracle import TaskOracle
 from .physics import pybullet_version
 from .sequences import make_sequences, start_state
-from .single_tasks import go_to_single_start, needs_prelude, single_tasks
+from .single_tasks import block_poses, fork_tasks, go_to_single_start, needs_prelude, single_tasks
 
 MAX_STEPS = 360
 
@@ -81,13 +81,17 @@ class CalvinProtocol:
         self._task: str | None = None
         self._start_info: dict[str, Any] = {}
 
-    def sequences(self, count: int) -> list[EvalSequence]:
-        """Return the first `count` of the 1000 chains."""
-        return make_sequences(count)
+    def sequences(self, count: int, *, seed: int = 0) -> list[EvalSequence]:
+        """Return the first `count` of the 1000 chains; seed 0 has the published ones."""
+        return make_sequences(count, seed=seed)
 
-    def single_tasks(self, per_task: int) -> list[EvalSequence]:
-        """Return each of the 34 tasks as a chain of one, `per_task` times."""
-        return single_tasks(per_task)
+    def single_tasks(self, per_task: int, *, seed: int = 0) -> list[EvalSequence]:
+        """Return each of the 34 tasks as a chain of one, `per_task` times; another seed has other starts."""
+        return single_tasks(per_task, seed=seed)
+
+    def fork_tasks(self, per_task: int, *, seed: int = 0) -> list[EvalSequence]:
+        """Return each task with two routes whose mean is bad as a chain of one, `per_task` times."""
+        return fork_tasks(per_task, seed=seed)
 
     def instruction(self, task: str) -> str:
         """Return the instruction for `task` in the present chain; before any chain, the first of the task.
@@ -104,7 +108,8 @@ class CalvinProtocol:
         if needs_prelude(sequence):
             go_to_single_start(cast(CalvinEnv, self._world), sequence, self._oracle)
         else:
-            robot_obs, scene_obs = start_state(sequence.initial_state, self._world.scene_name)
+            poses = block_poses(sequence)
+            robot_obs, scene_obs = start_state(sequence.initial_state, self._world.scene_name, poses=poses)
             self._world.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
         self._chain = sequence.number
         self._task = None

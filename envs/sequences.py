@@ -1,7 +1,8 @@
 """The 1000 evaluation chains and the states they start from.
 
-`make_sequences` returns the chains in the benchmark's order; `start_state` converts the symbolic state of a chain into
-the numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly. That depends on the seeds, the order of
+`make_sequences` returns the chains in the benchmark's order, or 1000 others of the same protocol from another seed;
+`start_state` converts the symbolic state of a chain into the numbers that `CalvinEnv.reset` takes. Chains of seed 0 and
+start states equal the published ones exactly. That depends on the seeds, the order of
 the random calls and an unusual hash, so all of them are written out here. Needs no PyBullet. The benchmark is defined
 for scene D; for A to C the same symbolic states are applied to that scene's furniture, which is our own definition.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ _ROBOT_OBS = (
     -1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0,
 )  # fmt: skip
 _LEVER_UP_M = 0.088
+JITTER_M = 0.01
+"""Farthest that blocks stand from the benchmark's places along x and y in other start states."""
 _YAW_RANGE = (3 * np.pi / 8, 5 * np.pi / 8)
 
 Vector = tuple[float, float, float]
@@ -98,8 +101,12 @@ class SymbolicTask:
         return {**state, **effects[0]} if len(effects) == 1 else None
 
 
-def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
-    """Return the first `count` of the benchmark's 1000 chains, numbered from 0.
+def make_sequences(count: int = TOTAL_SEQUENCES, *, seed: int = 0) -> list[EvalSequence]:
+    """Return the first `count` of 1000 chains, numbered from 0.
+
+    Args:
+        count: 1 to 1000.
+        seed: 0: the benchmark's chains; another: chains sampled by its protocol from that seed.
 
     Raises:
         InputError: `count` is not from 1 to 1000.
@@ -110,16 +117,20 @@ def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
         )
     return [
         EvalSequence(number=number, initial_state=dict(state), subtasks=subtasks)
-        for number, (state, subtasks) in enumerate(_all_chains()[:count])
+        for number, (state, subtasks) in enumerate((_all_chains() if seed == 0 else _other_chains(seed))[:count])
     ]
 
 
-def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return `robot_obs` [15] and `scene_obs` [24] of a symbolic state; a pure function of state and scene.
+def start_state(
+    initial_state: State, scene: str = "D", *, poses: np.random.RandomState | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `robot_obs` [15] and `scene_obs` [24] of a symbolic state; a pure function of its arguments.
 
     Args:
         initial_state: as in `EvalSequence.initial_state`.
         scene: "A", "B", "C" or "D".
+        poses: decides spots and yaws of the blocks in place of the benchmark's seed, and moves each block by up to
+            `JITTER_M` along x and y; None: the benchmark's poses.
 
     Raises:
         InputError: an unknown scene, or an impossible state.
@@ -137,7 +148,7 @@ def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.floa
     furniture = SCENES[scene]
     # The seed is a hash of the state's text, dict_values([...]), as the reference computes it.
     text = str({key: initial_state[key] for key in _STATE_VALUES}.values())
-    rng = np.random.RandomState(fnv_of(text))
+    rng = np.random.RandomState(fnv_of(text)) if poses is None else poses
     spots = [np.array(spot) for spot in places.table]
     rng.shuffle(spots)  # a list of arrays, as in the reference; shuffling one array takes other random numbers
     scene_obs = np.zeros(SCENE_OBS_SIZE)
@@ -154,6 +165,8 @@ def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.floa
         block = scene_obs[first : first + 6]
         block[:3] = spots[spot_of[color]] if place == "table" else places.compartments[place]
         block[5] = rng.uniform(*_YAW_RANGE)  # sampled for every block, in this order
+        if poses is not None:
+            block[:2] += poses.uniform(-JITTER_M, JITTER_M, size=2)
     return np.array(_ROBOT_OBS), scene_obs
 
 
@@ -173,6 +186,43 @@ def fnv_of(text: str) -> int:
     for byte in text.encode("utf-16-le"):
         value = (value * 0x01000193) % 2**32 ^ byte
     return value
+
+
+@lru_cache(maxsize=1)
+def _other_chains(seed: int) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Return 1000 chains of the benchmark's protocol from another seed; takes about a second."""
+    # Rejection sampling accepts all chains of a state with the same probability, so picking from their list is the
+    # same distribution, without its minute. The legacy generator, whose numbers never change between NumPy releases.
+    rng = np.random.RandomState(seed)
+    names = list(TASKS)
+    chains = []
+    for state, count in zip(all_initial_states(), chains_per_state(), strict=True):
+        possible = possible_chains(state)
+        chosen = [possible[index] for index in rng.randint(len(possible), size=count)]
+        chains += [(state, tuple(names[task] for task in chain)) for chain in chosen]
+    return [chains[index] for index in rng.permutation(len(chains))]
+
+
+def possible_chains(initial_state: State) -> list[tuple[int, ...]]:
+    """Return all chains of a start state, as task ids: those that `sample_chains` would accept."""
+    begun: list[tuple[tuple[int, ...], frozenset[int], tuple[Any, ...]]]
+    begun = [((), frozenset(), tuple(initial_state.values()))]
+    for _ in range(CHAIN_LENGTH):
+        begun = [
+            ((*chain, task), categories | {category}, after)
+            for chain, categories, state in begun
+            for task, category, after in _possible_tasks(state)
+            if category not in categories
+        ]
+    return [chain for chain, _, _ in begun]
+
+
+@cache
+def _possible_tasks(values: tuple[Any, ...]) -> tuple[tuple[int, int, tuple[Any, ...]], ...]:
+    """Return what can be done in a state, given by its values: task id, category, and the values after the task."""
+    state = dict(zip(_STATE_VALUES, values, strict=True))
+    effects = ((number, task.category, task.apply(state)) for number, task in enumerate(TASKS.values()))
+    return tuple((number, category, tuple(after.values())) for number, category, after in effects if after is not None)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,11 @@ CALVIN takes these start states from its validation recordings; here nothing has
 can be done in some of the benchmark's 192 start states and begin there, a different one in each of the first rollouts.
 The other seven (placing, stacking, unstacking, lifting from the drawer) need another task before; the scripted expert
 does that first, and the rollout begins where it ended. The results therefore compare with one another, not with the
-MTLC columns of papers. A start depends on (task, rollout) alone where resets are exact.
+MTLC columns of papers. The tasks of `FORKS` have starts of a second kind (`fork_tasks`), where both of their routes are
+open and a block stands in the way. A start depends on (task, rollout, seed) alone where resets are exact.
+
+Seeds share the 192 symbolic states, since there are no others. Seed 0 has the benchmark's poses in them; in another
+each start has spots, yaws and small displacements of its blocks of its own, and the preludes are others.
 """
 
 from __future__ import annotations
@@ -18,39 +22,83 @@ from vw2_robot.errors import InputError
 
 from .calvin import CalvinEnv
 from .experts.start_states import go_to_start
+from .experts.ways import FORKS
 from .sequences import TASKS
 from .task_wrapper import start_states
 
 MOST_PER_TASK = 1000
 PRELUDE = "prelude"  # key in an initial state: the seed of the expert that prepares it
+POSES = "poses"  # key in an initial state: the seed of its block poses; without it they are the benchmark's
+AT_FORK = "at_fork"  # key in an initial state: both routes of the task must be open
 
 
-def single_tasks(per_task: int) -> list[EvalSequence]:
+def check_per_task(per_task: int) -> None:
+    """Raise an InputError for more rollouts of a task than there are numbers for."""
+    if per_task > MOST_PER_TASK:
+        raise InputError(f"rollouts_per_task={per_task}, expected at most {MOST_PER_TASK}")
+
+
+def single_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:
     """Return `per_task` rollouts of each task, numbered 1000 * task id + rollout; all tasks once, then all again.
+
+    Args:
+        per_task: 1 to 1000.
+        seed: of the start states.
 
     Raises:
         InputError: `per_task` is above 1000.
     """
-    if per_task > MOST_PER_TASK:
-        raise InputError(f"rollouts_per_task={per_task}, expected at most {MOST_PER_TASK}")
+    check_per_task(per_task)
     # The start states of each task in a shuffled order, so that few rollouts already cover different states.
     shuffled = []
     for number, task in enumerate(TASKS):
         states = start_states(task)
-        order = np.random.default_rng(number).permutation(len(states))
+        order = np.random.default_rng([number, seed] if seed else number).permutation(len(states))
         shuffled.append(tuple(states[i] for i in order))
     sequences = []
     for rollout in range(per_task):
         for number, (task, states) in enumerate(zip(TASKS, shuffled, strict=True)):
+            start_seed = [number, rollout, seed] if seed else [number, rollout]
             # Without a start state, the expert prepares one; its seed stands in place of the state.
-            start = dict(states[rollout % len(states)]) if states else {PRELUDE: [number, rollout]}
+            start = dict(states[rollout % len(states)]) if states else {PRELUDE: start_seed}
+            if states and seed:
+                start[POSES] = start_seed
             sequences.append(EvalSequence(MOST_PER_TASK * number + rollout, start, (task,)))
     return sequences
+
+
+def fork_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:
+    """Return `per_task` rollouts of each task of `FORKS`, numbered as those of `single_tasks`.
+
+    Args:
+        per_task: 1 to 1000.
+        seed: of the start states.
+
+    Raises:
+        InputError: `per_task` is above 1000.
+    """
+    check_per_task(per_task)
+    number = {task: list(TASKS).index(task) for task in FORKS}
+    return [
+        EvalSequence(
+            MOST_PER_TASK * number[task] + rollout,
+            {PRELUDE: [number[task], rollout, seed] if seed else [number[task], rollout], AT_FORK: True},
+            (task,),
+        )
+        for rollout in range(per_task)
+        for task in FORKS
+    ]
 
 
 def needs_prelude(sequence: EvalSequence) -> bool:
     """Return whether another task must be done before the sequence can begin."""
     return PRELUDE in sequence.initial_state
+
+
+def block_poses(sequence: EvalSequence) -> np.random.RandomState | None:
+    """Return the generator of a start's block poses; None where they are the benchmark's."""
+    seed = sequence.initial_state.get(POSES)
+    return None if seed is None else np.random.RandomState(seed)
 
 
 def go_to_single_start(env: CalvinEnv, sequence: EvalSequence, oracle: Any) -> None:
@@ -62,4 +110,4 @@ def go_to_single_start(env: CalvinEnv, sequence: EvalSequence, oracle: Any) -> N
         oracle: judges the tasks that must come before.
     """
     rng = np.random.default_rng(sequence.initial_state[PRELUDE])
-    go_to_start(env, sequence.subtasks[0], oracle, rng)
+    go_to_start(env, sequence.subtasks[0], oracle, rng, at_fork=AT_FORK in sequence.initial_state)

@@ -8,10 +8,13 @@ from typing import Literal
 from vw2_robot.data.statistics import NormalizationMode
 from vw2_robot.devices import Hardware
 from vw2_robot.limits import Count
-from vw2_robot.models.policy.config import ActionHeadConfig, LoRAConfig, PolicyConfig
+from vw2_robot.models.policy.config import DECODING, Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
 from vw2_robot.schedule import LoopConfig
 
 SCRATCH = "scratch"
+MOST_KEPT = 20
+"""checkpoints that a run may keep beside its last one"""
+CodeSource = Literal["ground_truth", "predicted", "hindsight"]
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,34 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class ScheduledSamplingConfig:
-    """code_source=mixed: chance of a sample to be given predicted codes, linear from the first to the last step."""
+class FinetuneLoopConfig(LoopConfig):
+    """The training loop of fine-tuning, whose checkpoints may be compared afterwards."""
 
-    start: float = 0.5
-    """chance at the first step"""
-    end: float = 0.5
-    """chance at the last step"""
+    keep_every: int = 0
+    """steps between two checkpoints that are kept for `vw2-select`, without optimizer; 0: the last one alone"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_every < 0 or (self.keep_every and self.train_steps > MOST_KEPT * self.keep_every):
+            raise ValueError(
+                f"loop.keep_every={self.keep_every}, expected 0, or at least {-(-self.train_steps // MOST_KEPT)} for "
+                f"train_steps={self.train_steps}: a run keeps at most {MOST_KEPT} checkpoints"
+            )
+
+
+@dataclass(frozen=True)
+class HindsightConfig:
+    """code_source=hindsight: share of the slots that get a sampled code, linear from the first to the last step."""
+
+    start: float = 0.25
+    """share at the first step"""
+    end: float = 0.25
+    """share at the last step"""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"scheduled_sampling.{name} must lie in [0, 1], found {getattr(self, name)}")
+                raise ValueError(f"hindsight.{name} must lie in [0, 1], found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,23 @@ class UnlabeledConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneAids:
+    """What is not the paper's in fine-tuning. Defaults: none."""
+
+    pose_weight: float = 0.0
+    """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
+
+    def __post_init__(self) -> None:
+        if not self.pose_weight >= 0:
+            raise ValueError(f"aids.pose_weight must not be negative, found {self.pose_weight}")
+
+    @property
+    def names(self) -> list[str]:
+        """The aids that are on, with their value."""
+        return [f"pose_weight={self.pose_weight}"] if self.pose_weight else []
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """The root configuration of `vw2-finetune`."""
 
@@ -93,7 +129,7 @@ class FinetuneConfig:
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinDataConfig
-    loop: LoopConfig
+    loop: FinetuneLoopConfig
     method: str | None = None
     """name of the method that is compared, for tables; configs/method sets it"""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -116,15 +152,19 @@ class FinetuneConfig:
     """actions that are executed per policy call, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["ground_truth", "predicted", "mixed", "none"] = "mixed"
-    """codes that the policy is given in training: the dLDM's, its own greedy predictions, a mixture by
-    `scheduled_sampling`; none: it acts without codes, in training and in control"""
-    scheduled_sampling: ScheduledSamplingConfig = field(default_factory=ScheduledSamplingConfig)
+    acting: Acting = "expected"
+    """what the policy reads in the slots of its codes, in validation and control: expected, the mean embedding under
+    the distribution of each code; sampled or argmax, a code from it; parallel, null tokens, and all codes are predicted
+    at once; none: the same, and no code is decoded"""
+    code_source: CodeSource = "hindsight"
+    """codes that the policy reads in training: the dLDM's; predicted, what it reads in control; hindsight, the dLDM's
+    with a share of the slots replaced by samples of the policy. Not read with acting=parallel or none"""
+    hindsight: HindsightConfig = field(default_factory=HindsightConfig)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
-    pose_weight: float = 0.0
-    """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
+    aids: FinetuneAids = field(default_factory=FinetuneAids)
+    """what is not the paper's; the one place where it is set"""
     gripper_loss: Literal["l2", "bce"] = "l2"
     """l2: squared error against -1 and +1; bce: binary cross-entropy of a logit"""
     gripper_weight: float = 1.0
@@ -145,7 +185,7 @@ class FinetuneConfig:
         for name in ("latent_steps", "n_action_steps", "last_n", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("lambda_ce", "gripper_weight", "pose_weight", "image_shift_px", "temporal_ensemble"):
+        for name in ("lambda_ce", "gripper_weight", "image_shift_px", "temporal_ensemble"):
             # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")
@@ -156,19 +196,15 @@ class FinetuneConfig:
     def _check_codes(self) -> None:
         code_losses = {"lambda_ce": self.lambda_ce, "unlabeled.weight": self.unlabeled.weight}
         active = [name for name, weight in code_losses.items() if weight > 0]
-        # Unlabeled video may keep its code loss: there each code is predicted from null codes (`unlabeled_loss`).
-        if self.code_source == "none" and self.lambda_ce > 0:
-            raise ValueError(
-                f"code_source=none uses no codes, so there is no code loss: set lambda_ce=0, found {active}"
-            )
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if active or self.code_source in ("ground_truth", "mixed"):
+        if active or (self.reads_codes and self.code_source != "predicted"):
             raise ValueError(
-                f"policy=scratch has no dLDM to take codes from: set code_source=none (or predicted), lambda_ce=0 and "
-                f"unlabeled.weight=0, found code_source={self.code_source} and {active or 'no code loss'}"
+                f"policy=scratch has no dLDM to take codes from: set acting=none (or code_source=predicted), "
+                f"lambda_ce=0 and unlabeled.weight=0, found acting={self.acting}, code_source={self.code_source} and "
+                f"{active or 'no code loss'}"
             )
 
     @property
@@ -176,11 +212,17 @@ class FinetuneConfig:
         """Whether the policy begins untrained."""
         return self.policy == SCRATCH
 
-    def predicted_share(self, step: int) -> float:
-        """Return the chance of a sample to be given predicted codes at this step."""
-        # Scheduled sampling (Bengio et al. 2015), but chosen once for a sample and not for every code.
-        if self.code_source == "mixed":
-            progress = step / max(1, self.loop.train_steps - 1)
-            sampling = self.scheduled_sampling
-            return sampling.start + progress * (sampling.end - sampling.start)
-        return 1.0 if self.code_source == "predicted" else 0.0
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the policy reads codes, or embeddings in their place; else null tokens."""
+        return self.acting in DECODING
+
+    @property
+    def needs_codes(self) -> bool:
+        """Whether anything is learned or measured with the codes of labeled windows."""
+        return self.acting != "none" or self.lambda_ce > 0
+
+    def hindsight_share(self, step: int) -> float:
+        """Return the share of slots that get a sampled code at this step, with code_source=hindsight."""
+        progress = step / max(1, self.loop.train_steps - 1)
+        return self.hindsight.start + progress * (self.hindsight.end - self.hindsight.start)

@@ -95,8 +95,8 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
     # Encoded once and from images without random shift: the dLDM is frozen, so a window's codes never change.
     if init.dldm is not None:
         init.dldm.to(device, config.hardware.dtype).eval()
-        # Without codes in training nothing reads those of labeled windows; unlabeled ones need theirs as targets.
-        labeled = [train, held_out] if config.code_source != "none" else []
+        # Unlabeled windows always need theirs, as targets.
+        labeled = [train, held_out] if config.needs_codes else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
             windows.encode_codes(init.dldm, device)
     return FinetuneDatasets(split, train, held_out, unlabeled, training.frame_cache.episodes[0].hz)
@@ -183,7 +183,7 @@ def cut_labeled(
         policy_frame_cache=cached.policy_frame_cache,
         statistics=statistics,
         normalization=config.normalization,
-        with_poses=config.pose_weight > 0,
+        with_poses=config.aids.pose_weight > 0,
     )
 
 

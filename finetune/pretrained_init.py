@@ -21,6 +21,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.lora import LoRA
+from vw2_robot.models.policy.acting import check_acting
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import PolicyConfig
 from vw2_robot.random_numbers import generator
@@ -71,10 +72,12 @@ def init_policy(config: FinetuneConfig) -> PolicyInit:
     """Load the pre-trained policy, or build an untrained one whose weights depend on the seed alone.
 
     Raises:
-        InputError: there is no such policy, it has no dLDM, or its codes do not fit the rate of the labeled data.
+        InputError: there is no such policy, it has no dLDM, it cannot act as wanted, or its codes do not fit the rate
+            of the labeled data.
     """
     if not config.from_scratch:
         policy, dldm, facts = load_pretrained(config.policy)
+        check_acting(policy, config.acting)
         stride = actions_per_step(dldm.config, facts, latent_steps=config.latent_steps)
         return PolicyInit(policy, dldm, stride, facts)
     network = config.network
@@ -86,6 +89,7 @@ def init_policy(config: FinetuneConfig) -> PolicyInit:
             stride = actions_per_step(dldm_config, found.facts, latent_steps=config.latent_steps)
             network = replace(network, policy=config_from(PolicyConfig, found.config["policy"]), stride=stride)
     policy = LatentPolicy(network.policy, generator=generator(config.seed, 0, stream=STREAM_POLICY))
+    check_acting(policy, config.acting)
     return PolicyInit(policy, None, network.stride, {"pretraining": None})
 
 

@@ -4,7 +4,8 @@
     vw2-finetune method=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
 An MLP on the hidden states of each latent step, trained with L2 on normalized actions, while the code loss keeps a
-weight of `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
+weight of `lambda_ce`. The policy acts through the codes that it predicts (`acting`), in validation as in control. The
+selected labels are listed in labels.json; all other actions stay unread. With
 `unlabeled.weight` the trajectories without labels train the policy on their codes. The error on all held-out windows is
 written to validation.json.
 """
@@ -90,7 +91,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             held_out = parallel.run(validate, config, policy, head, datasets.held_out, config.validation_windows)
-            optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.pose_weight > 0}
+            optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.aids.pose_weight > 0}
             metrics = {
                 "finetune/action_l2": losses["action"],
                 **held_out.metrics("finetune/validation"),
@@ -103,17 +104,12 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         if step + 1 == loop.train_steps:
             # Before the last checkpoint: a run that is complete has its validation.json.
             write_validation(run, parallel.run(validate, config, policy, head, datasets.held_out))
+        write = partial(save, config=config, init=init, datasets=datasets, head=head, adapters=adapters)
+        # The last one stays without being kept.
+        if loop.keep_every and (step + 1) % loop.keep_every == 0 and step + 1 < loop.train_steps:
+            run.keep(step, partial(write, optimizer=None))
         if run.checkpoint_due(step, loop.save_every):
-            write = partial(
-                save,
-                config=config,
-                init=init,
-                datasets=datasets,
-                head=head,
-                adapters=adapters,
-                optimizer=optimizer,
-            )
-            run.save(step, write)
+            run.save(step, partial(write, optimizer=optimizer))
 
 
 class FinetunePart(NamedTuple):
@@ -156,11 +152,11 @@ def batch_parts(
                     datasets.train,
                     rows[here],
                     device=device,
-                    predicted_share=config.predicted_share(step),
+                    hindsight_share=config.hindsight_share(step),
                     noise=noise,
                 )
             )
-    totals = totals_of(datasets.train, rows, batches)
+    totals = totals_of(datasets.train, rows, device)
     video_rows = np.zeros(0, np.int64)
     video_codes = torch.zeros((), dtype=torch.long, device=device)
     places = [np.zeros(0, np.int64)] * micro_batches
@@ -287,7 +283,7 @@ def open_run(config: FinetuneConfig) -> Run:
 
 def head_config(config: FinetuneConfig) -> ActionHeadConfig:
     """Return the head's sizes; with a weight on the pose it predicts one."""
-    return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
+    return replace(config.head, pose=config.head.pose or config.aids.pose_weight > 0)
 
 
 def build_head(config: FinetuneConfig, init: PolicyInit) -> ActionHead:
@@ -309,7 +305,7 @@ def save(
     datasets: FinetuneDatasets,
     head: ActionHead,
     adapters: LoRA | None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
 ) -> None:
     """Write a checkpoint that acts by itself; adapters are merged into its policy, and saved beside it for a resume.
 
@@ -320,14 +316,16 @@ def save(
         datasets: for the statistics, the digest of the labels and the control rate.
         head: as it is now.
         adapters: as they are now; None without LoRA.
-        optimizer: its state.
+        optimizer: its state; None for a checkpoint that no run continues from.
     """
     policy = init.policy
     dldm = init.dldm
+    # Of pre-training; None where an earlier release did it and did not store them.
+    known = init.facts.get("aids", [] if dldm is None else None)
     modules: dict[str, nn.Module] = {"policy": saved_policy(policy, adapters), "head": head}
     if dldm is not None:
         modules["dldm"] = dldm
-    if adapters is not None:
+    if adapters is not None and optimizer is not None:
         modules["lora"] = adapters
     save_checkpoint(
         path,
@@ -340,13 +338,14 @@ def save(
             "latent_steps": config.latent_steps,
             "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": "none" if config.code_source == "none" else "predicted",
+            "acting": config.acting,
         },
         modules=modules,
         facts={
             # Facts of pre-training first, so that those of this run replace them.
             **init.facts,
             "method": config.method,
+            "aids": None if known is None else [*known, *config.aids.names],
             "preset": config.preset,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,

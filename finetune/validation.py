@@ -1,8 +1,8 @@
-"""The error of predicted actions on held-out windows, with an interval, and how much of it predicted codes cause.
+"""The error of predicted actions on held-out windows, with an interval, and how well codes are predicted there.
 
-In control the policy acts on the codes that it predicts itself, so the error with those is the one that counts. The
-same windows with the dLDM's codes show how much of it comes from predicting codes. Windows of one trajectory are alike,
-so the interval is a bootstrap over whole trajectories.
+The policy acts as in control (`acting`), so the error and the code loss are those that count there. The same windows
+with the dLDM's codes in the slots show how much of both comes from what the policy reads. Windows of one trajectory are
+alike, so the interval is a bootstrap over whole trajectories. Errors rank acting modes wrongly: select by rollouts.
 """
 
 # n windows · R = s·H actions of a window · A action dims
@@ -20,11 +20,13 @@ from vw2_robot.distributed.batch_share import shared_chunks
 from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.random_numbers import SampleNoise
 
-from .config import FinetuneConfig
+from .config import CodeSource, FinetuneConfig
 from .labeled_windows import LabeledWindows
 from .losses import action_errors, input_codes
 
+STREAM_CODES = 57
 BATCH = 256
 RESAMPLES = 1000
 
@@ -34,10 +36,14 @@ class Validation:
     """Means over the actions of some windows that are no padding, in normalized units.
 
     Attributes:
-        action_loss: the action loss of training, with predicted codes.
+        action_loss: the action loss of training, acting as in control.
         low: lower end of its 95 % interval.
         high: upper end.
-        ground_truth_codes_loss: the action loss with the dLDM's codes; None where there are none.
+        ground_truth_codes_loss: the action loss where the dLDM's codes are read; None for a policy that reads none.
+        code_loss: the code loss, acting as in control; None without codes to compare with, as the three below.
+        code_accuracy: share of codes of valid steps that are the likeliest, acting as in control.
+        ground_truth_codes_code_loss: the code loss where the dLDM's codes are read before; also None as above.
+        ground_truth_codes_accuracy: the same for the accuracy.
         arm_error: mean absolute error of the six numbers that move the arm.
         gripper_accuracy: share of gripper actions with the right sign.
         windows: how many were validated on.
@@ -48,13 +54,17 @@ class Validation:
     low: float
     high: float
     ground_truth_codes_loss: float | None
+    code_loss: float | None
+    code_accuracy: float | None
+    ground_truth_codes_code_loss: float | None
+    ground_truth_codes_accuracy: float | None
     arm_error: float
     gripper_accuracy: float
     windows: int
     trajectories: int
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Return the metrics by name; the gap is the loss that predicted codes add over the dLDM's codes."""
+        """Return the metrics by name; the gap is the action loss that is added over reading the dLDM's codes."""
         found = {
             f"{prefix}_action_l2": self.action_loss,
             f"{prefix}_action_l2_low": self.low,
@@ -62,6 +72,13 @@ class Validation:
             f"{prefix}_arm_error": self.arm_error,
             f"{prefix}_gripper_accuracy": self.gripper_accuracy,
         }
+        codes = {
+            f"{prefix}_code_loss": self.code_loss,
+            f"{prefix}_accuracy": self.code_accuracy,
+            f"{prefix}_ground_truth_codes_code_loss": self.ground_truth_codes_code_loss,
+            f"{prefix}_ground_truth_codes_accuracy": self.ground_truth_codes_accuracy,
+        }
+        found |= {name: value for name, value in codes.items() if value is not None}
         if self.ground_truth_codes_loss is not None:
             found |= {
                 f"{prefix}_ground_truth_codes_l2": self.ground_truth_codes_loss,
@@ -81,7 +98,7 @@ def validate(
     """Predict the actions of all windows, or of `max_windows` of them, evenly spread; ranks share them.
 
     Args:
-        config: losses and code source.
+        config: losses and acting mode.
         policy: on the device.
         head: on the device.
         windows: labeled and held out.
@@ -91,41 +108,56 @@ def validate(
     count = len(windows) if max_windows is None else min(max_windows, len(windows))
     # Not the first ones: windows are in the order of their trajectories, and neighbors are nearly copies.
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
-    has_codes = windows.has_codes and config.code_source != "none"
-    span = windows.actions.shape[1:]
-    predicted = torch.zeros(count, *span)
-    with_ground_truth = torch.zeros(count, *span)
+    # As in control first, then with the dLDM's codes, where the policy reads any.
+    sources: list[CodeSource] = ["predicted"]
+    if windows.has_codes and config.reads_codes:
+        sources.append("ground_truth")
+    predicted = torch.zeros(len(sources), count, *windows.actions.shape[1:])
+    code_sums = torch.zeros(len(sources), 2, dtype=torch.float64)
+    one = torch.ones((), device=device)
     # Without image shift: what the policy sees in control is not shifted either.
     for places, counts in shared_chunks(count, BATCH):
         rows = check[places]
         image = windows.images(rows, image_px=policy.config.image_px, device=device).to(config.hardware.dtype)
-        for found, is_predicted in ((predicted, True), (with_ground_truth, False)):
-            if is_predicted or has_codes:
-                with config.hardware.autocast(device):
-                    inputs = input_codes(config, policy, windows, rows, image, torch.full((len(rows),), is_predicted))
-                    prompt = policy.prompt(windows.instructions(rows), image)
-                    found[places] += counts * head(policy.states(prompt, inputs)).float().cpu()
+        # The same samples of codes every time, for acting=sampled.
+        noise = SampleNoise(config.seed, 0, stream=STREAM_CODES, samples=rows.tolist(), device=device)
+        with config.hardware.autocast(device):
+            prompt = policy.prompt(windows.instructions(rows), image)
+            for number, source in enumerate(sources):
+                inputs = input_codes(
+                    config, policy, windows, rows, image, source=source, hindsight_share=0.0, noise=noise
+                )
+                states = policy.states(prompt, inputs, last_code=config.head.last_code)
+                predicted[number, places] += counts * head(states).float().cpu()
+                if windows.has_codes:
+                    codes, valid = (torch.from_numpy(of[rows]).to(device) for of in (windows.codes, windows.valid))
+                    predicting = states[:, :, : policy.config.queries]
+                    loss, more = policy.code_loss(predicting, codes, valid & counts, count=one)
+                    code_sums[number] += torch.stack([loss, more["accuracy"]]).cpu().double()
     # Each window was predicted by one rank; the others have zeros for it.
     predicted = global_sum(predicted)
-    with_ground_truth = global_sum(with_ground_truth)
     mask = windows.action_mask[check]
     actions = windows.actions[check]
-    errors = masked_errors(config, predicted, windows, check)
-    ground_truth_codes_loss = None
-    if has_codes:
-        others = masked_errors(config, with_ground_truth, windows, check)
-        ground_truth_codes_loss = float(others.sum() / mask.sum())
+    errors, *others = (masked_errors(config, part, windows, check) for part in predicted)
+    code_means: list[list[float | None]] = [[None, None], [None, None]]
+    if windows.has_codes:
+        valid_codes = int(windows.valid[check].sum()) * policy.config.queries
+        code_means[: len(sources)] = (global_sum(code_sums) / max(valid_codes, 1)).tolist()
     low, high = bootstrap_interval(errors.sum(1), mask.sum(1), windows.episode[check])
     # [n, R, A] -> [actions that are no padding, A].
-    absolute = np.abs(predicted.numpy() - actions)[mask]
+    absolute = np.abs(predicted[0].numpy() - actions)[mask]
     arm = np.delete(absolute, GRIPPER_INDEX, axis=1)
     # The sign decides whether the gripper opens or closes; with `bce` it is that of the logit.
-    right = (predicted.numpy() > 0)[mask][:, GRIPPER_INDEX] == (actions > 0)[mask][:, GRIPPER_INDEX]
+    right = (predicted[0].numpy() > 0)[mask][:, GRIPPER_INDEX] == (actions > 0)[mask][:, GRIPPER_INDEX]
     return Validation(
         action_loss=float(errors.sum() / mask.sum()),
         low=low,
         high=high,
-        ground_truth_codes_loss=ground_truth_codes_loss,
+        ground_truth_codes_loss=float(others[0].sum() / mask.sum()) if others else None,
+        code_loss=code_means[0][0],
+        code_accuracy=code_means[0][1],
+        ground_truth_codes_code_loss=code_means[1][0],
+        ground_truth_codes_accuracy=code_means[1][1],
         arm_error=float(arm.mean()),
         gripper_accuracy=float(right.mean()),
         windows=count,

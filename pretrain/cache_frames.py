@@ -50,10 +50,11 @@ def _open_or_make(config: PretrainConfig) -> FrameCache:
     data = config.data
     if data.frame_cache is not None:
         cache = FrameCache(Path(data.frame_cache), threads=data.decode_threads)
-        if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
+        if (cache.height, cache.width) != config.clip_size:
+            height, width = config.clip_size
             raise InputError(
                 f"data.frame_cache={data.frame_cache} holds {cache.height} x {cache.width} images, "
-                f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
+                f"dLDM and VDM expect {height} x {width}"
             )
         return cache
     if data.path is None:
@@ -169,8 +170,8 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
         cache_frames(
             episodes,
             out,
-            height=config.dldm.height,
-            width=config.dldm.width,
+            height=config.clip_size[0],
+            width=config.clip_size[1],
             aspect=data.aspect,
             decode=data.decode,
             storage=data.frame_storage,

@@ -144,8 +144,8 @@ def training_clips(
     shards = data.stream_shards or default_shards(sources)
     options = StreamOptions(
         WindowOptions(num_frames=config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **data.time_base),
-        height=config.dldm.height,
-        width=config.dldm.width,
+        height=config.clip_size[0],
+        width=config.clip_size[1],
         aspect=data.aspect,
         decode=data.decode,
         shuffle_bytes=data.shuffle_mb * 2**20,

@@ -8,6 +8,7 @@ trained dLDM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.config import PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.schedule import LoopConfig
+
+from .aids import KEYS, Aids
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
 Anchor = Literal["coarse", "rendered"]
@@ -111,11 +114,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ReaderConfig:
+    """The stage between the phases: the video model learns to read the codes of a frozen encoder."""
+
+    loop: LoopConfig
+    """its steps are the most that it may take"""
+    patience: int = 4
+    """it ends after so many validations in a row without a rise of the explained change"""
+    min_rise: float = 0.01
+    """a rise is at least this much above the best so far"""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not self.min_rise >= 0:
+            raise ValueError(
+                "train_dldm.reader.patience must be at least 1 and min_rise not negative, found "
+                f"{self.patience} and {self.min_rise}"
+            )
+
+
+@dataclass(frozen=True)
 class TrainDLDMConfig:
     """The two phases of training the dLDM (method 1.9, 1.10)."""
 
     phase1: LoopConfig
     phase2: LoopConfig
+    with_reader: bool = False
+    """aids.reader: between the phases, `reader` trains"""
+    reader: ReaderConfig | None = None
+    """encoder frozen, the VDM learns without control video to read its codes; for a weak prior, which would otherwise
+    meet its first code in phase 2"""
     advance: Literal["steps", "ratio"] = "steps"
     """when phase 2 begins. steps: after phase 1's steps, with a line in the log if `advance_ratio` is not reached;
     ratio: at the first validation at or below it, and never before; phase 1's steps are then the most it may take"""
@@ -138,20 +165,25 @@ class TrainDLDMConfig:
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l2: the paper; l1: the release"""
-    control_dropout: float = 0.7
-    """probability, per sample, that the control video is its repeated first frame; without it small runs lose their
-    codes (method 5.1)"""
-    control_grayscale: bool = True
-    """the control video is gray, so that the VDM takes colors from the conditioning frame"""
-    target_color_jitter: float = 0.3
-    """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    perceptual_weight: float = 0.0
+    """of the perceptual distance that is added to the reconstruction error (release: 0.1)"""
+    perceptual_weights: str | None = None
+    """VGG16 under torchvision's names: a safetensors or .pth file, or a folder with one"""
+    control_dropout: float = 0.0
+    """aids.control_dropout: phase 2: probability, per sample, that the control video is a still one
+    (aids.still_control); without it small runs lose their codes (method 5.1)"""
+    control_grayscale: bool = False
+    """the control video is gray, so that the VDM takes colors from the conditioning frame (release)"""
+    target_color_jitter: float = 0.0
+    """strength of brightness, contrast and channel gains on the VDM's target clip (release: 0.3)"""
     statistics_group: int | None = None
     """clips that are standardized together before FSQ, and correlated for `decorrelation`; null: the whole batch, which
     then is one micro-batch. With n clips the statistics of a group vary by about 1/sqrt(n x latent steps) more"""
     decorrelation: float = 0.0
-    """weight of the mean squared correlation between the FSQ dimensions of a latent step; 0: the paper"""
+    """aids.decorrelation: weight of the mean squared correlation between the FSQ dimensions of a latent step"""
     encoder_augmentation: float = 0.0
-    """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
+    """aids.encoder_augmentation: strength of a drift of view and light that only the encoder sees, so that codes leave
+    it out; 0: none"""
     ema: float = 0.0
     """decay of averaged weights (such as 0.999), which are then validated and used by later stages; 0: none"""
     validation_clips: int = 64
@@ -163,15 +195,25 @@ class TrainDLDMConfig:
     shuffle_alarm: Unbounded = 1.02
     """phase 2: denoising loss with another clip's codes over that with the right ones, below which the VDM is taken to
     ignore codes"""
+    explained_alarm: Unbounded = 0.15
+    """explained change with the right codes less that with null codes, at the highest noise level, below which the VDM
+    is taken not to read them; small models reach 0.3 and more"""
     alarm_after: int = 3
     """validations in a row that must miss a limit for an alarm"""
 
     @property
     def total(self) -> int:
-        """Training steps of both phases."""
-        return self.phase1.train_steps + self.phase2.train_steps
+        """Training steps of both phases, and of the reader between them."""
+        return self.phase1.train_steps + self.reader_steps + self.phase2.train_steps
+
+    @property
+    def reader_steps(self) -> int:
+        """Training steps of the reader; 0 without one, or without a VDM."""
+        return self.reader.loop.train_steps if self.reader and self.with_reader and self.with_vdm else 0
 
     def __post_init__(self) -> None:
+        if self.with_reader and self.reader is None:
+            raise ValueError("aids.reader=true needs train_dldm.reader.loop, the reader's steps and learning rate")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train_dldm.ema must lie in [0, 1), found {self.ema}")
         if self.statistics_group is not None:
@@ -185,16 +227,22 @@ class TrainDLDMConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.control_dropout <= 1:
-            raise ValueError(f"train_dldm.control_dropout must lie in [0, 1], found {self.control_dropout}")
+            raise ValueError(f"aids.control_dropout must lie in [0, 1], found {self.control_dropout}")
         for name in (
             "denoise_weight",
             "reconstruction_weight",
             "target_color_jitter",
+            "perceptual_weight",
             "decorrelation",
             "encoder_augmentation",
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError(
+                f"train_dldm.perceptual_weight={self.perceptual_weight} needs train_dldm.perceptual_weights, a file of "
+                "VGG16's weights"
+            )
         if self.validation_clips < 2:
             raise ValueError(
                 "train_dldm.validation_clips must be at least 2, since the shuffle ratio swaps the codes of two clips; "
@@ -227,7 +275,8 @@ class TrainPolicyConfig:
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     code_dropout: float = 0.0
-    """share of samples that predict every code without the codes before it, as code_source=none acts"""
+    """aids.policy_code_dropout: share of samples that read null tokens in place of codes, as acting=parallel and none
+    do"""
     latent_steps: int | None = None
     """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
     consecutive clips, joined"""
@@ -236,9 +285,33 @@ class TrainPolicyConfig:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
         if not 0 <= self.code_dropout <= 1:
-            raise ValueError(f"train_policy.code_dropout must lie in [0, 1], found {self.code_dropout}")
+            raise ValueError(f"aids.policy_code_dropout must lie in [0, 1], found {self.code_dropout}")
         if self.latent_steps is not None and self.latent_steps < 1:
             raise ValueError(f"train_policy.latent_steps must be positive, found {self.latent_steps}")
+
+
+def rendered_size(dldm: DLDMConfig, vdm: VDMConfig) -> tuple[int, int]:
+    """Return height and width of the frames that the VDM renders, in pixels."""
+    return vdm.frame_height or dldm.height, vdm.frame_width or dldm.width
+
+
+def make_geometry(dldm: DLDMConfig, vdm: VDMConfig, codec: CodecConfig) -> Geometry:
+    """Return the sizes of latents and codes.
+
+    Args:
+        dldm: gives codes and latent steps.
+        vdm: its size in pixels, if it has one of its own.
+        codec: turns a square of `block` pixels into a latent.
+    """
+    height, width = rendered_size(dldm, vdm)
+    return Geometry(
+        channels=codec.channels,
+        latent_steps=dldm.latent_steps,
+        height=height // codec.block,
+        width=width // codec.block,
+        queries=dldm.queries,
+        fsq_dims=dldm.code_dims,
+    )
 
 
 @dataclass(frozen=True)
@@ -256,6 +329,8 @@ class PretrainConfig:
     train_dldm: TrainDLDMConfig
     extract_latents: ExtractLatentsConfig
     train_policy: TrainPolicyConfig
+    aids: Aids = field(default_factory=Aids)
+    """what is not the paper's; the one place where each of them is set"""
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
     """what pretrain-on-openx runs, in this order"""
     seed: int = 0
@@ -269,6 +344,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, found {self.workers}")
+        for aid, key in KEYS.items():
+            if (value := attrgetter(key)(self)) != getattr(self.aids, aid):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise ValueError(f"{key}={shown}: set aids.{aid}={shown}")
         memory = self.replay is not None and self.replay.engine == "memory"
         if self.replay is not None and (self.data.stream or (memory and self.data.path is None)):
             raise ValueError(
@@ -285,6 +364,34 @@ class PretrainConfig:
                 f"the policy predicts {self.policy.queries} codes of levels {self.policy.fsq_levels} per latent step, "
                 f"the dLDM encodes {self.dldm.queries} of {self.dldm.fsq_levels}; make policy and dldm equal"
             )
+        dropout = self.train_dldm.control_dropout
+        if dropout > 0 and self.train_dldm.with_vdm and self.vdm.control != "none" and not self.vdm.still_control:
+            raise ValueError(f"aids.control_dropout={dropout} gives still control videos: set aids.still_control=true")
+        # Here and not in the configurations of VDM and codec: those of a checkpoint have their weights beside them.
+        if self.train_dldm.with_vdm and self.vdm.init == "weights" and self.vdm.weights is None:
+            raise ValueError(
+                "vdm.init=weights needs vdm.weights, a folder in diffusers' layout; vdm.init=prior trains a prior "
+                "first, vdm.init=random begins with random weights"
+            )
+        is_random = self.codec.kind == "wan" and self.codec.weights is None
+        if self.train_dldm.with_vdm and is_random and self.codec.init != "random":
+            raise ValueError(
+                "codec.kind=wan needs codec.weights, a folder in diffusers' layout; codec.init=random takes random "
+                "weights, whose latents are of no use"
+            )
+        height, width = rendered_size(self.dldm, self.vdm)
+        if (
+            height < self.dldm.height
+            or width < self.dldm.width
+            or height % self.codec.block
+            or width % self.codec.block
+        ):
+            raise ValueError(
+                f"the VDM's frames, {height} x {width} pixels, must be multiples of codec.block={self.codec.block} and "
+                f"no smaller than the dLDM's, {self.dldm.height} x {self.dldm.width}"
+            )
+        if self.vdm.warp and self.codec.kind != "dct":
+            raise ValueError(f"aids.warp_output=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
         if self.dldm.gap > 1 and self.train_dldm.with_vdm:
             raise ValueError(
                 f"dldm.gap={self.dldm.gap} leaves out frames that the VDM renders; set train_dldm.with_vdm=false"
@@ -298,16 +405,12 @@ class PretrainConfig:
     @property
     def geometry(self) -> Geometry:
         """The sizes of latents and codes, which the VDM takes from codec and dLDM."""
-        # Height and width in latents: the codec turns a square of `block` pixels into one.
-        block = self.codec.block
-        return Geometry(
-            channels=self.codec.channels,
-            latent_steps=self.dldm.latent_steps,
-            height=self.dldm.height // block,
-            width=self.dldm.width // block,
-            queries=self.dldm.queries,
-            fsq_dims=self.dldm.code_dims,
-        )
+        return make_geometry(self.dldm, self.vdm, self.codec)
+
+    @property
+    def clip_size(self) -> tuple[int, int]:
+        """Height and width of the clips that are read: the VDM's where there is one."""
+        return rendered_size(self.dldm, self.vdm) if self.train_dldm.with_vdm else (self.dldm.height, self.dldm.width)
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:
         """Return run_dir/<stage>."""
@@ -344,7 +447,8 @@ class ImagineConfig:
     start: int = 0
     """frame of the episode to begin with"""
     codes: str = PREDICTED
-    """predicted: by the policy; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
+    """predicted: by the policy, as it acts; encoded: of the true continuation; or a .npy file, integers
+    [latent steps, N]"""
     segments: int = 1
     """clips of the dLDM that are joined"""
     plan: Plan = "requery"
@@ -353,10 +457,13 @@ class ImagineConfig:
     """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
     vdm: str | None = None
     """folder of the dLDM stage: its VDM renders the video"""
-    grayscale_control: bool = True
-    """as the VDM was trained: train_dldm.control_grayscale"""
+    grayscale_control: bool | None = None
+    """whether the control video is gray; null: as the VDM was trained"""
     sample_steps: int = 10
     """denoising steps of the VDM"""
+    guidance: float = 1.0
+    """weight of the codes against null codes; 1: the codes as they are; others need a VDM trained with
+    aids.code_dropout, and take twice the time"""
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
     """frames per second of the video; default: the rate at which the policy was pre-trained"""
@@ -370,6 +477,8 @@ class ImagineConfig:
         for name in ("segments", "sample_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must not be negative, found {self.guidance}")
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frame_cache is None):

@@ -43,8 +43,8 @@ from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
 from .config import PretrainConfig
+from .dldm_modules import encoder_hash
 from .stages import alone, finished_stage
-from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
 
@@ -327,7 +327,7 @@ def encode_episodes(
     first = 0
     with config.hardware.autocast(device):
         for layout, pixels in zip(layouts, videos, strict=True):
-            video = to_model_range(pixels).to(config.hardware.dtype)
+            video = dldm.resized(to_model_range(pixels)[None])[0].to(config.hardware.dtype)
             found = dldm.window_indices(video, torch.from_numpy(layout.starts).to(device))
             codes[first : first + len(found)] = found.cpu().numpy()
             first += len(found)

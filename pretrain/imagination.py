@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.policy.config import Sampling
+from vw2_robot.models.policy.config import Acting, Sampling
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 
@@ -43,6 +44,7 @@ class Renderer:
     codec: VideoCodec
     grayscale_control: bool
     sample_steps: int
+    guidance: float = 1.0
 
     @torch.no_grad()
     def render(
@@ -60,16 +62,24 @@ class Renderer:
             first: the conditioning frame.
             generator: of the noise.
         """
-        control = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
+        control = self.codec.encode(make_control_video(coarse, size=first.shape[-2:], grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
         latents = self.vdm.sample(
-            anchor, codes, control_video=control, generator=generator, num_steps=self.sample_steps
+            anchor,
+            codes,
+            control_video=control,
+            generator=generator,
+            num_steps=self.sample_steps,
+            guidance=self.guidance,
         )
         return self.codec.decode(latents).clamp(-1, 1)
 
 
 class Imagined(NamedTuple):
-    """Videos [T, 3, H, W] in [-1, 1] with the first frame as given, and the codes [M · segments, N] behind them."""
+    """Videos [T, 3, H, W] in [-1, 1] with the first frame as given, and the codes [M · segments, N] behind them.
+
+    The coarse one has the dLDM's size, the rendered one that of the first frame.
+    """
 
     coarse: Tensor
     rendered: Tensor | None
@@ -91,20 +101,22 @@ def imagine_segments(
 
     Args:
         dldm: decodes.
-        first: pixels in [-1, 1] that the video begins with.
+        first: pixels in [-1, 1] that the video begins with, of the renderer's size.
         plan: gives the codes of a segment.
         segments: how many.
         anchor: see the file's docstring; without a renderer it is always coarse.
         renderer: None gives no rendered video.
         generator: of the renderer's noise.
     """
-    coarse_start = rendered_start = first
-    coarse_parts = [first]
+    rendered_start = first
+    coarse_start = dldm.resized(first[None])[0]
+    coarse_parts = [coarse_start]
     rendered_parts = [first]
     codes = []
     for number in range(segments):
         # What the next segment is decoded from: the last frame of the chosen video.
         seen = rendered_start if renderer is not None and anchor == "rendered" else coarse_start
+        seen = dldm.resized(seen[None])[0]
         indices = plan(number, seen)
         # Token -> code values, as the decoder takes them.
         levels = dldm.fsq.codes_of(indices)
@@ -144,30 +156,44 @@ def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps
 
 
 def policy_decoder(
-    policy: LatentPolicy, instruction: str, *, chunk_size: int, sampling: Sampling, generator: torch.Generator
+    policy: LatentPolicy,
+    instruction: str,
+    *,
+    acting: Acting,
+    chunk_size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
 ) -> Callable[[Tensor, int], Tensor]:
     """Return the function (frame, number of latent steps) -> codes that the policy predicts for the instruction.
 
     Args:
         policy: predicts.
         instruction: what the prompt asks for.
+        acting: as the policy acts; of expected and parallel, codes are the likeliest of each slot. Not none.
         chunk_size: latent steps of the policy's training windows; longer plans continue window by window.
-        sampling: temperature, top-k and top-p.
+        sampling: temperature, top-k and top-p, for a policy that decodes; temperature 0: as the policy acts.
         generator: of the sampling.
     """
+    temperature = sampling.temperature or float(acting == "sampled")
 
     def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
         # As the agent resizes what it is given, so that the policy sees images of its own kind.
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
+        prompt = policy.prompt([instruction], image)
+        if acting == "parallel":  # all of them at once, since no code depends on another
+            codes = act(policy, prompt, latent_steps=latent_steps, acting=acting, last_code=False).codes_BHN
+            assert codes is not None
+            return codes
         return policy.long_plan(
-            policy.prompt([instruction], image),
+            prompt,
             latent_steps=latent_steps,
             window=chunk_size,
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             generator=generator,
+            expected=acting == "expected" and not temperature,
         )
 
     return decode

@@ -6,7 +6,7 @@
 Decoding alone takes seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. An image from a frame cache
 has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of copying the
 first frame. `codes=encoded` decodes the codes of that continuation instead of predicted ones: the best that the decoder
-could show.
+could show. A fine-tuned policy predicts them as it acts (`acting`): what is drawn is what it means to do.
 """
 
 # T frames · M latent steps of a segment · N codes per step
@@ -32,19 +32,19 @@ from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
-from vw2_robot.models.video.vdm import VDM
-from vw2_robot.models.video.video_codec import build_codec
+from vw2_robot.models.policy.config import Acting
 from vw2_robot.mp4 import Mp4Writer
-from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
-from .config import ENCODED, PREDICTED, ImagineConfig
+from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
+from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
-from .train_dldm import encoder_hash
+from .train_vdm import vdm_of_dldm
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0
@@ -80,19 +80,31 @@ def imagine(config: ImagineConfig) -> None:
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
-    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
+    with checkpoint.building():
+        # Before fine-tuning a policy has no mode yet.
+        acting: Acting = "argmax" if checkpoint.config.get("head") is None else acting_of(checkpoint.config)
+    if acting == "none" and config.codes == PREDICTED:
+        raise InputError(
+            f"{checkpoint.path} acts without codes (acting=none), so it predicts none that could be drawn; give "
+            "codes=encoded, or the policy that it was fine-tuned from"
+        )
     # Opened before anything is decoded: a wrong folder ends the program at once.
     renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    size = (dldm.config.height, dldm.config.width)
+    if renderer is not None:
+        size = rendered_size(dldm.config, renderer.vdm.config)
+    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts), size)
+    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
-        plan_segments(config, policy, dldm, begin, device),
+        plan_segments(config, policy, dldm, begin, acting, device),
         segments=config.segments,
         anchor=config.anchor,
         renderer=renderer,
         generator=generator(config.seed, 0, stream=STREAM_RENDER),
     )
+    imagined = imagined._replace(coarse=resize_video(imagined.coarse[None], *size)[0])
     # Data sets of several rates: the video is shown at the lowest one.
     rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
     # The decoder makes every gap-th frame, so that is what its video is compared with and how fast it is shown.
@@ -100,19 +112,19 @@ def imagine(config: ImagineConfig) -> None:
     write_results(config, decoded, imagined, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Beginning:
+def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase, size: tuple[int, int]) -> Beginning:
     """Return the first image, from a file or from a frame cache with its continuation.
 
     Args:
         config: names one of them.
-        dldm: for the size of images and the length of a segment.
+        dldm: for the length of a segment.
         time_base: in which the codes were learned.
+        size: height and width of the images.
 
     Raises:
         InputError: the file is no image, or there is no such episode or frame.
     """
-    height = dldm.config.height
-    width = dldm.config.width
+    height, width = size
     if config.image is not None:
         image = read_photograph(config.image)
         return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
@@ -154,7 +166,12 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
 
 
 def plan_segments(
-    config: ImagineConfig, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device
+    config: ImagineConfig,
+    policy: LatentPolicy,
+    dldm: DLDM,
+    begin: Beginning,
+    acting: Acting,
+    device: torch.device,
 ) -> PlanSegment:
     """Return the function that gives the codes of a segment: predicted, encoded, or of a file.
 
@@ -163,6 +180,7 @@ def plan_segments(
         policy: on the device; used for predicted codes alone.
         dldm: on the device; its size decides the M latent steps and N codes per step of a segment.
         begin: its instruction for predicted codes, its true continuation for encoded ones.
+        acting: how the policy acts, for predicted codes.
         device: where encoded codes and those of a file are put.
 
     Returns:
@@ -176,6 +194,7 @@ def plan_segments(
         decode = policy_decoder(
             policy,
             begin.prompt,
+            acting=acting,
             chunk_size=latent_steps,
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),
@@ -210,7 +229,8 @@ def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
-    return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
+    pixels = to_model_range(torch.from_numpy(np.stack(clips)).to(device))
+    return dldm.indices(dldm.resized(pixels)).flatten(0, 1)
 
 
 def read_codes(file: Path, dldm: DLDM) -> Tensor:
@@ -236,7 +256,7 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
 
     Args:
         folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
-        config: `grayscale_control` and `sample_steps` of the renderer.
+        config: `grayscale_control`, `sample_steps` and `guidance` of the renderer.
         dldm: that of the policy; the stage must have the same encoder.
         device: where VDM and codec are put.
 
@@ -244,7 +264,8 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         VDM and codec in eval mode, and how they render.
 
     Raises:
-        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM.
+        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM, or without null
+            codes where guidance needs them.
     """
     path = Path(folder)
     checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
@@ -255,23 +276,25 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
             f"{checkpoint.path} belongs to encoder {found[:8]}, the policy predicts codes of {wanted[:8]}; give the "
             "dLDM stage that the policy was trained on"
         )
-    if checkpoint.facts.get("vdm") is None:
+    video = vdm_of_dldm(checkpoint, dldm.config)
+    if video is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
-    size = dldm.config
-    with checkpoint.building():
-        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
-        codec = build_codec(codec_config)
-        geometry = Geometry(
-            channels=codec_config.channels,
-            latent_steps=size.latent_steps,
-            height=size.height // codec_config.block,
-            width=size.width // codec_config.block,
-            queries=size.queries,
-            fsq_dims=len(size.fsq_levels),
+    vdm, codec = video
+    if config.guidance != 1 and not vdm.config.code_dropout:
+        raise InputError(
+            f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
+            "(aids.code_dropout=0); use guidance=1"
         )
-        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
-        checkpoint.load_into(vdm=vdm, codec=codec)
-    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
+    grayscale = config.grayscale_control
+    if grayscale is None:
+        grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
+    return Renderer(
+        vdm.to(device),
+        codec.to(device),
+        grayscale_control=grayscale,
+        sample_steps=config.sample_steps,
+        guidance=config.guidance,
+    )
 
 
 def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *, fps: float) -> None:

@@ -250,8 +250,8 @@ class ReplayedClips:
         return False
 
     def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | ImageError:
-        data, dldm = self._config.data, self._config.dldm
-        pixels = np.empty((len(window.frames), dldm.height, dldm.width, 3), np.uint8)
+        data = self._config.data
+        pixels = np.empty((len(window.frames), *self._config.clip_size, 3), np.uint8)
         try:
             decode_window(window, pixels, aspect=data.aspect, decode=data.decode)
         except ImageError as error:

@@ -45,7 +45,7 @@ def check_batches(config: PretrainConfig, stages: tuple[Stage, ...]) -> None:
     coupled = "dldm" in stages and (config.dldm.z_norm == "batch" or phases.decorrelation > 0)
     if coupled and micro_batches > 1 and phases.statistics_group is None:
         raise InputError(
-            f"hardware.micro_batches={micro_batches}: dldm.z_norm=batch and train_dldm.decorrelation take statistics "
+            f"hardware.micro_batches={micro_batches}: aids.standardize=batch and aids.decorrelation take statistics "
             "over the whole batch, which is in no micro-batch; set train_dldm.statistics_group to the number of clips "
             "that share their statistics (16 or more; it is part of the result)"
         )

@@ -3,6 +3,7 @@
 # B batch · T frames · M latent steps · N codes per step · L FSQ dimensions of a code
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from vw2_robot.distributed.batch_share import StatisticsGroups
 from vw2_robot.models.dldm.dldm import pad_to_stride
+from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.precision import at_least_float32
+from vw2_robot.pixels import resize_video
 from vw2_robot.random_numbers import SampleNoise
 
 
@@ -36,14 +39,45 @@ def frame_error(
         frames: what the sum of the errors is divided by: the frames of the whole batch where this is a part of it;
             None: those that count here.
     """
-    # From the shapes: with `dldm.gap` the decoder makes fewer frames of a step than its temporal stride.
-    stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
-    frame_mask = torch.cat(
-        [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1
-    )
+    stride = _stride(rec, valid)
     distance = F.mse_loss if norm == "l2" else F.l1_loss
     error = distance(at_least_float32(rec), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
-    return (error * frame_mask).sum() / (frame_mask.sum().clamp(min=1) if frames is None else frames)
+    return _mean_of_frames(error, valid, with_anchor=with_anchor, frames=frames)
+
+
+def perceptual_error(
+    distance: PerceptualDistance,
+    rec: Float[Tensor, "B T 3 H W"],
+    x: Float[Tensor, "B T2 3 H W"],
+    valid: Bool[Tensor, "B M"],
+    *,
+    frames: Tensor | float | None = None,
+) -> Float[Tensor, ""]:
+    """Return the mean perceptual distance over frame 0 and the frames of valid steps.
+
+    Args:
+        distance: of two images.
+        rec: the reconstruction.
+        x: what it should be, see `frame_error`.
+        valid: the latent steps that are no padding.
+        frames: see `frame_error`.
+    """
+    target = pad_to_stride(x, _stride(rec, valid))
+    found = distance(rec.flatten(0, 1), target.flatten(0, 1)).unflatten(0, rec.shape[:2])
+    return _mean_of_frames(at_least_float32(found), valid, with_anchor=True, frames=frames)
+
+
+def _stride(rec: Float[Tensor, "B T 3 H W"], valid: Bool[Tensor, "B M"]) -> int:
+    """Return the frames of a latent step: with `dldm.gap` the decoder makes fewer than its temporal stride."""
+    return (rec.shape[1] - 1) // max(1, valid.shape[1])
+
+
+def _mean_of_frames(
+    error: Float[Tensor, "B T"], valid: Bool[Tensor, "B M"], *, with_anchor: bool, frames: Tensor | float | None
+) -> Float[Tensor, ""]:
+    stride = (error.shape[1] - 1) // max(1, valid.shape[1])
+    counted = torch.cat([valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1)
+    return (error * counted).sum() / (counted.sum().clamp(min=1) if frames is None else frames)
 
 
 def correlation(
@@ -79,10 +113,18 @@ def correlation(
     return ((between.square().sum((1, 2)) - diagonal.square().sum(1)) / pairs).mean().to(values)
 
 
-def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
-    """Return the coarse clip as control: clamped to [-1, 1], and with `grayscale` gray in all three channels."""
+def make_control_video(
+    rec: Float[Tensor, "B T 3 h w"], *, size: Sequence[int], grayscale: bool
+) -> Float[Tensor, "B T 3 H W"]:
+    """Return the coarse clip as control: clamped to [-1, 1], and as large as the VDM's frames.
+
+    Args:
+        rec: the coarse clip.
+        size: height and width of the VDM's frames; a smaller clip is enlarged, bilinear.
+        grayscale: make it gray, in all three channels.
+    """
     # As in the release: clamped, then gray (method 1.8).
-    rec = rec.clamp(-1, 1)
+    rec = resize_video(rec.clamp(-1, 1), *size)
     if not grayscale:
         return rec
     luma = torch.tensor([0.299, 0.587, 0.114], device=rec.device, dtype=rec.dtype)  # ITU-R BT.601

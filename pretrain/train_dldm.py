@@ -3,8 +3,9 @@
     vw2-train-dldm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
 Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder still reconstructs but no longer shapes the codes;
-they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Losses and
-stop-gradients are in `dldm_losses.py`.
+they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Between the two,
+an optional reader (ours) lets the video model learn the codes of the frozen encoder. Losses and stop-gradients are in
+`dldm_losses.py`.
 """
 
 # B batch · T frames · M latent steps
@@ -12,44 +13,71 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
+from vw2_robot.checkpoint import load_checkpoint, load_optimizer
 from vw2_robot.command_line import entry_points
-from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
-from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
+from vw2_robot.distributed.ranks import is_main
+from vw2_robot.distributed.sharding import LossParts, full_state, state_bytes
 from vw2_robot.errors import InputError
-from vw2_robot.models.averaging import Average
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.video.vdm import VDM
-from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.random_numbers import SampleNoise, generator
+from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.runs import Run
+from vw2_robot.schedule import LoopConfig
+from vw2_robot.storage.files import write_json
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .code_usage import CodeUsageMonitor, code_usage
-from .config import PretrainConfig
-from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
-from .dldm_losses import phase_one_loss, phase_two_loss
+from .config import PretrainConfig, TrainDLDMConfig
+from .diagnostics.code_usage import code_usage
+from .diagnostics.encoder_movement import encoder_movement
+from .diagnostics.explained_change import EXPLAINED, EXPLAINED_NULL
+from .diagnostics.reconstructions import write_reconstructions
+from .diagnostics.validation import explain_shortfall, validate
+from .dldm_losses import phase_one_loss, phase_two_loss, reader_loss
+from .dldm_modules import Modules, build_dldm, build_modules, prepare_for_hardware, restore, save_dldm
 from .encoder_augmentation import drift
 from .global_batch import batch_on_device, device_of, validation_chunks
 from .stages import alone
-from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
-STREAM_INIT, STREAM_LOSS = 20, 21
+STREAM_LOSS = 21
+PHASE_1 = "phase_1"
+"""folder of the dLDM as phase 1 left it"""
+
+
+PhaseName = Literal["phase 1", "reader", "phase 2"]
+
+
+class Phase(NamedTuple):
+    """A part of the stage with its own loss, optimizer and schedule; `first` counts the steps of the run before it."""
+
+    name: PhaseName
+    loop: LoopConfig
+    first: int
+
+    @property
+    def stop(self) -> int:
+        """The steps of the run when it ends."""
+        return self.first + self.loop.train_steps
+
+
+def phases_of(config: PretrainConfig) -> list[Phase]:
+    """Return the phases of this configuration in their order."""
+    phases = config.train_dldm
+    first = phases.phase1.train_steps
+    found = [Phase("phase 1", phases.phase1, 0)]
+    if phases.reader_steps:
+        assert phases.reader is not None
+        found.append(Phase("reader", phases.reader.loop, first))
+    return [*found, Phase("phase 2", phases.phase2, first + phases.reader_steps)]
 
 
 class Clips(NamedTuple):
@@ -58,53 +86,6 @@ class Clips(NamedTuple):
     training: TrainingClips
     held_out: ClipSampler
     training_plain: ClipSampler
-
-
-@dataclass
-class Modules:
-    """All modules with state: what is trained, its moving averages if there are any, and the counter of codes.
-
-    `vdm` and `codec` are None where phase 2 has no VDM.
-    """
-
-    dldm: DLDM
-    vdm: VDM | None
-    codec: VideoCodec | None
-    average: Average | None
-    code_usage: CodeUsageMonitor
-    parallel: Parallel | None = None
-    """all of them on all ranks, from `prepare_for_hardware` on"""
-
-    def evaluated(self) -> tuple[DLDM, VDM | None]:
-        """Return what is validated and handed on: the averages if there are any, else the trained modules."""
-        if self.average is None:
-            return self.dldm, self.vdm
-        dldm = self.average.modules["dldm"]
-        vdm = self.average.modules.get("vdm")
-        assert isinstance(dldm, DLDM)
-        assert vdm is None or isinstance(vdm, VDM)
-        return dldm, vdm
-
-    def to_save(self) -> dict[str, nn.Module]:
-        """Return the modules of a checkpoint, by name; trained weights have names of their own beside averages."""
-        dldm, vdm = self.evaluated()
-        modules: dict[str, nn.Module | None] = {
-            "dldm": dldm,
-            "vdm": vdm,
-            "codec": self.codec,
-            "code_usage": self.code_usage,
-        }
-        if self.average is not None:
-            # The averages have the plain names: later stages load those and need not know of averaging.
-            modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
-        return {name: module for name, module in modules.items() if module is not None}
-
-
-def build_dldm(config: PretrainConfig) -> DLDM:
-    """Return an untrained dLDM; its weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        return DLDM(config.dldm)
 
 
 def train_dldm(config: PretrainConfig) -> None:
@@ -139,100 +120,22 @@ def train_dldm(config: PretrainConfig) -> None:
             prepare_for_hardware(config, modules)
             run.begin(state_bytes=state_bytes(modules.to_save().values()))
             # A finished phase is skipped inside, so a resumed run enters the right one.
-            for phase in (1, 2):
+            for phase in phases_of(config):
                 held_out_last = train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
             summarize(config, run, modules, clips, frame_cache, held_out_last)
 
 
-def build_modules(
-    config: PretrainConfig,
-    frame_cache: FrameCache,
-    train_ids: NDArray[np.int64],
-    *,
-    device: torch.device,
-    resumed: bool,
-) -> Modules:
-    """Build all modules on the device.
-
-    Args:
-        config: their sizes and the seed.
-        frame_cache: where the codec is measured, if no stage has done it.
-        train_ids: its episodes that train.
-        device: where they train.
-        resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
-    """
-    # Built on the CPU, so that the weights do not depend on the device.
-    dldm = config.hardware.placed(build_dldm(config), device)
-    vdm = codec = None
-    learning: dict[str, nn.Module] = {"dldm": dldm}
-    if config.train_dldm.with_vdm:
-        # The codec is measured on clips as they are trained on, with augmentation.
-        vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm = config.hardware.placed(vdm, device)
-        codec = config.hardware.placed(codec, device)
-        learning["vdm"] = vdm
-    # Averages are modules of their own: the trained weights stay as the optimizer left them.
-    average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
-    return Modules(dldm, vdm, codec, average, CodeUsageMonitor(config.dldm.vocabulary).to(device))
-
-
-def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
-    """Continue where that checkpoint was written: weights, counted codes, and the position in the training clips.
-
-    Args:
-        path: the checkpoint folder of this stage.
-        modules: all modules of the run; their weights are replaced in place.
-        training: the training clips, which are set to the stored position.
-
-    Raises:
-        InputError: the checkpoint is damaged or of another kind, does not fit the modules, or is of a run on other
-            clips.
-    """
-    checkpoint = load_checkpoint(path, kind="dldm")
-    learning: dict[str, nn.Module] = {"dldm": modules.dldm}
-    if modules.vdm is not None:
-        learning["vdm"] = modules.vdm
-    checkpoint.load_into(code_usage=modules.code_usage)
-    if modules.codec is not None:
-        checkpoint.load_into(codec=modules.codec)
-    if modules.average is None:
-        checkpoint.load_into(**learning)
-    else:
-        checkpoint.load_into(**modules.average.modules)
-        checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
-    training.restore(checkpoint.fact("clips"))
-
-
-def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
-    """Switch on gradient checkpointing, compilation and sharding where the configuration asks for them."""
-    if config.hardware.gradient_checkpointing:
-        # Recomputes activations in the backward pass: less memory, one more forward pass.
-        modules.dldm.checkpoint_gradients()
-    if config.hardware.compile:
-        # In place: `torch.compile(module)` would put a prefix before all names of parameters in checkpoints.
-        modules.dldm.compile_blocks()
-    held: dict[str, nn.Module] = {"dldm": modules.dldm}
-    if modules.vdm is not None:
-        prepare_vdm(config, modules.vdm)
-        modules.vdm.trainable_parameters()  # what is trained must be known
-        held["vdm"] = modules.vdm
-    if modules.average is not None:
-        held |= {f"average_{name}": module for name, module in modules.average.modules.items()}
-    blocks = [block for module in held.values() if isinstance(module, DLDM | VDM) for block in module.blocks()]
-    modules.parallel = Parallel(held, sharding=config.hardware.sharding, blocks=blocks)
-
-
 def train_phase(
-    config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: int, frames_digest: str
+    config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: Phase, frames_digest: str
 ) -> dict[str, float] | None:
     """Train the steps of one phase that are left. Each phase has its own optimizer and schedule.
 
     Args:
         config: of the run.
-        run: counts the steps of both phases.
+        run: counts the steps of all phases.
         modules: are trained in place.
         clips: training and held-out clips.
-        phase: 1 or 2.
+        phase: which one.
         frames_digest: of the frame cache, for checkpoints.
 
     Returns:
@@ -242,35 +145,28 @@ def train_phase(
         InputError: see `check_advance`.
     """
     phases = config.train_dldm
-    loop = phases.phase1 if phase == 1 else phases.phase2
-    first = 0 if phase == 1 else phases.phase1.train_steps
-    stop = first + loop.train_steps
+    loop, first = phase.loop, phase.first
     validation: dict[str, float] | None = None
-    if run.start >= stop:
+    if run.start >= phase.stop:
         return validation
-    # Once, where phase 2 begins: a run that is resumed within it has passed the check.
-    if phase == 2 and run.start == first and modules.vdm is not None:
+    # Once, where the VDM begins to learn: a run that is resumed later has passed the check.
+    if run.start == first == phases.phase1.train_steps and modules.vdm is not None:
         check_advance(config, run, modules, clips)
     share = BatchShare.of(loop.batch_size, micro_batches=config.hardware.micro_batches)
     groups = StatisticsGroups(phases.statistics_group)
     modules.dldm.share_statistics(
         groups, loop.batch_size // (phases.statistics_group or loop.batch_size), micro_batches=share.micro_batches
     )
-    # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
-    fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
-    if phase == 1 and modules.vdm is not None and not config.hardware.shards_weights:
-        # Nobody sums the gradients that it does not get. Sharded weights fix what is trained when they are sharded.
-        modules.vdm.requires_grad_(False)
-    optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
-    # Loaded within a phase only: the moments of phase 1 belong to another loss.
+    optimizer = phase_optimizer(config, modules, phase)
+    # Loaded within a phase only: the moments of another phase belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
     parallel = modules.parallel
     assert parallel is not None
     parallel.begin_phase()
-    loss_of = dldm_loss(config, modules, groups, phase=phase)
-    for step in run.steps(stop, what=f"phase {phase}"):
+    loss_of = dldm_loss(config, modules, groups, phase=phase.name)
+    for step in run.steps(phase.stop, what=phase.name):
         batch = batch_on_device(clips.training, step, share, config.hardware, device=device_of(modules.dldm))
         noises = [batch.noise(config.seed, step, part, stream=STREAM_LOSS) for part in batch.parts]
         loss, metrics, counts = parallel.backward(
@@ -289,29 +185,74 @@ def train_phase(
         )
         if modules.average is not None:
             modules.average.update(step)
-        ready = False
+        ended = ""
         # Also after the last step of a phase, so that each ends with a validation.
-        if run.due(step, loop.log_every) or step + 1 == stop:
-            validation = validate_on(clips.held_out, config, modules, phase=phase)
+        if run.due(step, loop.log_every) or step + 1 == phase.stop:
+            validation = validate_on(clips.held_out, config, modules, reads_codes=phase.name != "phase 1")
             counted = modules.code_usage.metrics()
-            run.log(step, {"dldm/phase": phase, **metrics, "dldm/grad_norm": norm, **validation, **counted})
+            number = {"dldm/phase": {"phase 1": 1.0, "reader": 1.5, "phase 2": 2.0}[phase.name]}
+            run.log(step, {**number, **metrics, "dldm/grad_norm": norm, **validation, **counted})
             for alarm in modules.code_usage.alarms(validation, phases):
                 run.log_message(f"step {step + 1}: {alarm}")
-            ready = phases.advance == "ratio" and validation["dldm/ratio_to_copy"] <= phases.advance_ratio
-        if phase == 1 and ready and modules.vdm is not None:
-            run.log_message(
-                f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
-            )
-            # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
-            save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
-            run.skip_to(stop)
-        elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
+            ended = phase_ended(phases, modules, validation, phase=phase.name)
+        if phase.name == "phase 1" and (ended or step + 1 == phase.stop):
+            # What phase 2 makes of the codes is compared with it. First, so that a finished phase has it.
+            save_dldm(config, run.path / PHASE_1, modules, frames_digest=frames_digest)
+        if ended and step + 1 < phase.stop:
+            run.log_message(f"{phase.name} ends after {step + 1 - first} steps: {ended}")
+            # Saved as the last step of the phase, so that a resumed run begins with the next one as this one does.
+            save(config, run, modules, clips, phase.stop - 1, optimizer, frames_digest=frames_digest)
+            run.skip_to(phase.stop)
+        elif run.checkpoint_due(step, loop.save_every) or step + 1 == phase.stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
     return validation
 
 
+def phase_optimizer(config: PretrainConfig, modules: Modules, phase: Phase) -> torch.optim.Optimizer:
+    """Return the optimizer of what learns in this phase, and switch the gradients of the rest off.
+
+    Args:
+        config: of the run.
+        modules: `requires_grad` of their parameters is set.
+        phase: 1: the dLDM; reader: the VDM; 2: both.
+    """
+    dldm, vdm = modules.dldm, modules.vdm
+    # Nobody sums the gradients that are not made. Sharded weights fix what is trained when they are sharded.
+    if not config.hardware.shards_weights:
+        dldm.requires_grad_(phase.name != "reader")
+        if vdm is not None:
+            vdm.requires_grad_(False)
+    learning_vdm = vdm.trainable_parameters() if vdm is not None and phase.name != "phase 1" else []
+    if phase.name == "reader":
+        return build_optimizer(learning_vdm, phase.loop.optim)
+    # The VDM may be faster than the encoder, whose codes it has yet to use.
+    return build_optimizer(
+        dldm.parameters(), phase.loop.optim, fast=learning_vdm, fast_mult=config.train_dldm.vdm_lr_mult
+    )
+
+
+def phase_ended(phases: TrainDLDMConfig, modules: Modules, validation: dict[str, float], *, phase: PhaseName) -> str:
+    """Return why a phase ends before its last step; an empty text where it goes on.
+
+    Args:
+        phases: when phases end.
+        modules: whose `rise` takes notice of a validation of the reader.
+        validation: of the present step.
+        phase: which one.
+    """
+    by_ratio = phase == "phase 1" and modules.vdm is not None and phases.advance == "ratio"
+    if by_ratio and validation["dldm/ratio_to_copy"] <= phases.advance_ratio:
+        return f"{phases.advance_ratio} of copy-first-frame is reached"
+    if phase == "reader" and phases.reader is not None:
+        reader = phases.reader
+        value = validation[f"dldm/{EXPLAINED}"]
+        if modules.rise.stopped(value, patience=reader.patience, min_rise=reader.min_rise):
+            return f"the explained change is at {value:.3f} and has not risen at {reader.patience} validations"
+    return ""
+
+
 def dldm_loss(
-    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: int
+    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: PhaseName
 ) -> Callable[[Tensor, Tensor, SampleNoise, PartOfBatch], LossParts]:
     """Return the loss function of one phase.
 
@@ -319,7 +260,7 @@ def dldm_loss(
         config: the loss weights and switches of both phases, and the precision of autocast.
         modules: the dLDM, and for phase 2 the VDM with its codec; without them phase 2 has the loss of phase 1.
         groups: of clips over which correlations are taken.
-        phase: 1 or 2.
+        phase: which one.
 
     Returns:
         A function: pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M], noise, part of the batch -> loss, its
@@ -328,10 +269,25 @@ def dldm_loss(
     phases = config.train_dldm
     dldm, vdm, codec = modules.dldm, modules.vdm, modules.codec
 
-    def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, part: PartOfBatch) -> LossParts:
+    def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, share: PartOfBatch) -> LossParts:
         with config.hardware.autocast(x.device):
-            if phase == 2 and vdm is not None and codec is not None:
-                found = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise, part=part, groups=groups)
+            if phase == "reader":
+                assert vdm is not None
+                assert codec is not None
+                found = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=phases, noise=noise, part=share)
+            elif phase == "phase 2" and vdm is not None and codec is not None:
+                found = phase_two_loss(
+                    dldm.train(),
+                    vdm,
+                    codec,
+                    x,
+                    valid,
+                    phases=phases,
+                    noise=noise,
+                    perceptual=modules.perceptual,
+                    part=share,
+                    groups=groups,
+                )
             else:
                 found = phase_one_loss(
                     dldm,
@@ -341,7 +297,9 @@ def dldm_loss(
                     anchor_grad=phases.anchor_grad_phase1,
                     encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
                     decorrelation=phases.decorrelation,
-                    part=part,
+                    perceptual=modules.perceptual,
+                    perceptual_weight=phases.perceptual_weight,
+                    part=share,
                     groups=groups,
                 )
         counts = torch.bincount(found.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
@@ -350,14 +308,16 @@ def dldm_loss(
     return loss_of
 
 
-def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
+def validate_on(
+    sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, reads_codes: bool
+) -> dict[str, float]:
     """Return what `validate` finds on the first clips of that sampler, the same ones every time.
 
     Args:
         sampler: where the clips are read, held-out or training ones.
         config: the number of clips, the seed, and whether the control video is gray.
         modules: the averages are validated if there are any, else the trained modules.
-        phase: 1 or 2; shuffle ratios are measured in phase 2 with a VDM alone.
+        reads_codes: whether a VDM has been trained with codes, so that it is validated too.
 
     Returns:
         {name in the log: value}, with `dldm/ratio_to_copy`, `dldm/codes_used` and `dldm/perplexity`.
@@ -370,7 +330,9 @@ def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, 
 
     def found() -> dict[str, float]:
         with config.hardware.autocast(device_of(dldm)):
-            return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+            return validate(
+                dldm, vdm, modules.codec, clips, reads_codes=reads_codes, seed=config.seed, grayscale=grayscale
+            )
 
     assert modules.parallel is not None
     return modules.parallel.run(found)
@@ -390,11 +352,10 @@ def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Cli
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
     """
     phases = config.train_dldm
-    # As in phase 1: shuffle ratios are not needed here.
-    ratio = validate_on(clips.held_out, config, modules, phase=1)["dldm/ratio_to_copy"]
+    ratio = validate_on(clips.held_out, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
     if ratio <= phases.advance_ratio:
         return
-    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
+    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
     shortfall = explain_shortfall(ratio, training_ratio, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
@@ -425,20 +386,12 @@ def save(
         optimizer: of the current phase.
         frames_digest: digest of the frame cache, stored in the checkpoint.
     """
-    dldm, vdm = modules.evaluated()
     write = partial(
-        save_checkpoint,
-        kind="dldm",
-        config=config_tree(config.dldm),
-        modules=modules.to_save(),
-        facts={
-            "encoder_hash": encoder_hash(dldm),
-            "vdm": None if vdm is None else config_tree(config.vdm),
-            "codec": None if vdm is None else config_tree(config.codec),
-            "frames_digest": frames_digest,
-            "time_base": config.data.time_base,
-            "clips": clips.training.state(),
-        },
+        save_dldm,
+        config,
+        modules=modules,
+        frames_digest=frames_digest,
+        clips=clips.training.state(),
         optimizer=optimizer,
     )
     run.save(step, write)
@@ -452,11 +405,11 @@ def summarize(
     frame_cache: FrameCache,
     held_out: dict[str, float] | None,
 ) -> None:
-    """Write codes.json and reconstructions.png, and log one line on reconstruction and codes.
+    """Write codes.json, phases.json and reconstructions.png, and log a line on reconstruction, codes and encoder.
 
     Args:
         config: of the run.
-        run: its folder gets both files, its log the line.
+        run: its folder gets the files, its log the line.
         modules: after training; the averages are measured if there are any.
         clips: held-out clips, and training clips without augmentation.
         frame_cache: its frames are encoded to count the codes.
@@ -467,13 +420,23 @@ def summarize(
     assert modules.parallel is not None
     usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
     if held_out is None:
-        held_out = validate_on(clips.held_out, config, modules, phase=2)
-    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
-    shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
+        held_out = validate_on(clips.held_out, config, modules, reads_codes=True)
+    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
+    movement = movement_of_phases(config, run, dldm)
+    read = ""
+    if vdm is not None:
+        # Without control video: with one, its motion is in the control video already.
+        read = (
+            f"; the VDM explains {held_out[f'dldm/{EXPLAINED}']:.2f} of the change with the right codes, "
+            f"{held_out[f'dldm/{EXPLAINED_NULL}']:.2f} with none, {held_out['dldm/explained_change_decoder']:.2f} the "
+            f"decoder; shuffle ratio {held_out['dldm/shuffle_ratio_no_control']:.2f} without control video, "
+            f"{held_out['dldm/shuffle_ratio']:.2f} with it"
+        )
     run.log_message(
         f"reconstruction {held_out['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, "
         f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
-        f"{usage['perplexity']:.0f}{shuffled}"
+        f"{usage['perplexity']:.0f}{read}; phase 2 made {100 * movement['phase_2_share']:.0f} % of the movement of the "
+        "encoder"
     )
     modules.parallel.run(
         partial(
@@ -490,9 +453,21 @@ def summarize(
     )
 
 
-def encoder_hash(dldm: DLDM) -> str:
-    """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
+def movement_of_phases(config: PretrainConfig, run: Run, dldm: DLDM) -> dict[str, float]:
+    """Return `encoder_movement` of the run, and write it to phases.json; all ranks call it, rank 0 has numbers.
+
+    Args:
+        config: of the run; gives the untrained weights.
+        run: its folder holds the dLDM of phase 1.
+        dldm: at the end.
+    """
+    at_end = full_state(dldm)
+    before = load_checkpoint(run.path / PHASE_1, kind="dldm").weights
+    after_phase_1 = {name.removeprefix("dldm."): value for name, value in before.items()}
+    found = encoder_movement(build_dldm(config).state_dict(), after_phase_1, at_end or after_phase_1)
+    if is_main():
+        write_json(run.path / "phases.json", {"encoder_movement": found}, sealed=True)
+    return found
 
 
 main = alone(train_dldm, "dldm")

@@ -33,8 +33,7 @@ from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.acting import null_codes
-from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.ar_policy import NULL_CODE, LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.random_numbers import SampleNoise, generator
@@ -42,8 +41,8 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .config import PretrainConfig
+from .dldm_modules import encoder_hash
 from .stages import alone, finished_stage
-from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH, STREAM_NOISE = 40, 41, 42
 VALIDATION_WINDOWS = 256
@@ -180,7 +179,7 @@ def policy_loss(
     """
     options = config.train_policy
     image = shift_randomly(image.to(config.hardware.dtype), most=options.image_shift_px, noise=noise)
-    input_codes = drop_codes(policy, codes, share=options.code_dropout, noise=noise)
+    input_codes = drop_codes(codes, share=options.code_dropout, noise=noise)
     with config.hardware.autocast(image.device):
         states = policy.states(policy.prompt(instructions, image), input_codes)
         return LossParts(*policy.code_loss(states, codes, valid, count=count))
@@ -235,11 +234,10 @@ def parallel_policy(hardware: Hardware, modules: Mapping[str, nn.Module], policy
     return Parallel(modules, sharding=hardware.sharding, blocks=policy.backbone.blocks(), partial_use=True)
 
 
-def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: SampleNoise) -> torch.Tensor:
+def drop_codes(codes: torch.Tensor, *, share: float, noise: SampleNoise) -> torch.Tensor:
     """Return the codes [B, H, N] with null codes in every slot of a random share of the samples.
 
     Args:
-        policy: gives the null code.
         codes: code indices int [B, H, N].
         share: probability in [0, 1] that the codes of a sample are dropped.
         noise: of these B samples; not used if `share` is 0.
@@ -247,8 +245,7 @@ def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise
     if share == 0:
         return codes
     dropped = noise.rand().to(codes.device) < share
-    null = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
-    return torch.where(dropped[:, None, None], null, codes)
+    return codes.masked_fill(dropped[:, None, None], NULL_CODE)
 
 
 def open_datasets(config: PretrainConfig) -> PolicyDatasets:
@@ -334,6 +331,7 @@ def save(
             "encoder_hash": encoder_hash(dldm),
             "latent_hz": datasets.latent_hz,
             "time_base": config.data.time_base,
+            "aids": config.aids.names,
             "pretraining": {
                 "frames_digest": datasets.train.frame_cache.digest,
                 "windows": len(datasets.train.windows),

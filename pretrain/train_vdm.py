@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
+from vw2_robot.checkpoint import Checkpoint, load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.command_line import entry_points
-from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_from, config_tree
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
 from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.video.config import CodecConfig, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -34,7 +36,7 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .config import PretrainConfig
+from .config import PretrainConfig, make_geometry
 from .global_batch import batch_on_device, device_of, validation_chunks
 from .stages import alone, finished_stage
 
@@ -48,7 +50,7 @@ def build_vdm(config: PretrainConfig) -> tuple[VDM, VideoCodec]:
     # PyTorch initializes layers from the global generator: it is seeded here and put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        return VDM(config.vdm, config.geometry), build_codec(config.codec)
+        return VDM(config.vdm, config.geometry, config.codec), build_codec(config.codec)
 
 
 def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]:
@@ -57,6 +59,23 @@ def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]
     load_checkpoint(path, kind="vdm").load_into(vdm=vdm, codec=codec)
     vdm.finish_prior()
     return vdm, codec
+
+
+def vdm_of_dldm(checkpoint: Checkpoint, dldm: DLDMConfig) -> tuple[VDM, VideoCodec] | None:
+    """Return the VDM and codec of a checkpoint of stage `dldm`, in evaluation mode; None where it has none.
+
+    Raises:
+        InputError: the checkpoint describes a VDM that its weights do not fit.
+    """
+    if checkpoint.facts.get("vdm") is None:
+        return None
+    with checkpoint.building():
+        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
+        codec = build_codec(codec_config)
+        vdm_config = config_from(VDMConfig, checkpoint.facts["vdm"])
+        vdm = VDM(vdm_config, make_geometry(dldm, vdm_config, codec_config), codec_config)
+        checkpoint.load_into(vdm=vdm, codec=codec)
+    return vdm.eval(), codec.eval()
 
 
 def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
@@ -106,7 +125,7 @@ def prior_loss(
     *,
     valid_steps: Tensor | None = None,
 ) -> Tensor:
-    """Return the denoising loss of a batch without codes and without control.
+    """Return the denoising loss of a batch without codes, and without control video but a still one.
 
     Args:
         config: precision, and the shape of the codes that are hidden.
@@ -123,10 +142,11 @@ def prior_loss(
     with config.hardware.autocast(x.device):
         # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.
         codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
+        latents = codec.encode(x)
         return vdm.denoising_loss(
-            codec.encode(x),
+            latents,
             codes,
-            control_video=None,
+            control_video=vdm.still_video(latents[:, :, 0], latents.shape[2]),
             valid=valid,
             noise=noise,
             drop_codes=True,

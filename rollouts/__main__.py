@@ -5,6 +5,7 @@
 
 Leaves in `run_dir`: config.yaml, provenance.json, results.jsonl, timing.jsonl, summary.json, videos/, report.html,
 table.md, table.tex, log.txt. Started again after a kill it continues; the results are those of an uninterrupted run.
+Started again with more chains it runs those that are missing.
 docs/evaluation.md describes protocols, shards, comparisons and the official evaluator.
 """
 
@@ -18,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.binding import bind_folder, check_same_config
+from vw2_robot.binding import check_same_config
 from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.commands import resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage.files import read_yaml, write_json, write_yaml
+from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from . import results
-from .compare import EarlyStopping, compare, lines
+from .compare import EarlyStopping, check_same_seeds, compare, lines
 from .config import (
     RolloutConfig,
     choose_sequences,
@@ -49,12 +50,18 @@ from .workers import ChainJob, Protocol, open_worker, run_job
 
 CHANGEABLE_KEYS = ("run_dir", "workers", "retries", "merge")
 """configuration keys that may change between two starts in one folder: they do not change the results"""
+GROWING_KEYS = ("num_sequences", "rollouts_per_task")
+"""configuration keys that may grow between two starts: the chains that are there stay the first of the list"""
 ADVICE = "Use another run_dir, or delete this folder to start over"
 TRAINING_FILES = ("metrics.jsonl", "latest", "checkpoints")
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
     "workers and on interruptions; env.reset_mode=exact has no such memory"
 )
+
+
+FIRST_VALUES = {"first_sequence": 0, "sequences_seed": 0, "starts_seed": 0, "acting": None, "temperature": None}
+"""options that folders of earlier releases do not have, with what they did"""
 
 
 def check_config(folder: Path, config: RolloutConfig) -> None:
@@ -71,12 +78,14 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
     if file.is_file():
         cure = "delete it to continue; provenance.json beside it still says what produced the results"
         # Written by an older release, perhaps: its keys are translated before they are compared.
-        old = with_new_keys(read_yaml(file, cure=cure))
+        old = {**FIRST_VALUES, **with_new_keys(read_yaml(file, cure=cure))}
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
+        new = with_new_keys(config_tree(config))  # both: a benchmark's own keys may be among them
+        # A shard of more chains would begin elsewhere.
+        grown = [key for key in GROWING_KEYS if config.shard is None and old.get(key, 0) < new[key]]
         before, now = (
-            {key: value for key, value in tree.items() if key not in CHANGEABLE_KEYS}
-            for tree in (old, with_new_keys(config_tree(config)))  # both: a benchmark's own keys may be among them
+            {key: value for key, value in tree.items() if key not in (*CHANGEABLE_KEYS, *grown)} for tree in (old, new)
         )
         check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
     # No config.yaml yet, but files of a training that is older than this file or was started by hand.
@@ -88,7 +97,7 @@ def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]
     """Write configuration and provenance into the folder, or check that those in it are the same.
 
     Called once policy and benchmark are open, so that a start that failed leaves no trace. The provenance counts beside
-    the configuration: a retrained policy under the same path is another policy.
+    the configuration: a retrained policy under the same path is another policy. More chains than before may be added.
 
     Args:
         folder: Folder of the rollout.
@@ -104,9 +113,17 @@ def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
         )
-    bind_folder(
-        folder, provenance, file=file, holds="a rollout with another policy, world or library version", advice=ADVICE
-    )
+    if file.is_file():
+        stored = with_new_keys(read_json(file, cure=f"restore it, or delete it with {folder.name} to start over"))
+        now = with_new_keys(dict(provenance))
+        if config.shard is None and (count := stored.get("num_sequences", 0)) < now["num_sequences"]:
+            # More chains than before, perhaps of more tasks.
+            known = stored.get("instructions", {})
+            now["instructions"] = {task: text for task, text in now["instructions"].items() if task in known}
+            now["num_sequences"] = count
+        holds = "a rollout with another policy, world or library version"
+        check_same_config(folder, stored, now, holds=holds, advice=ADVICE)
+    write_json(file, provenance, sealed=True)
     write_yaml(folder / "config.yaml", config_tree(config))
 
 
@@ -158,6 +175,8 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         n_action_steps = resolve_n_action_steps(policy.metadata, config.n_action_steps)
         # 3. The folder: from here on it belongs to this rollout.
         provenance = make_provenance(config, policy.metadata, benchmark, all_chains, n_action_steps=n_action_steps)
+        if config.against is not None:
+            check_same_seeds(provenance, Path(config.against))
         bind_rollout(config.folder, config, provenance)
         log = RolloutLog(config.folder, total=len(chains), videos=config.videos)
         waiting = unfinished(chains, log.rows)

@@ -10,7 +10,7 @@ policies do equally well, a difference is found with a probability of at most `e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from typing import Any
 from vw2_robot.command_line import entry_points
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
-from vw2_robot.storage.files import write_json
+from vw2_robot.storage.files import read_json, write_json
 
 from .evaluate import Row
-from .results import longest_chain, paired_difference, paired_rows, read_results
+from .results import RERUN, longest_chain, paired_difference, paired_rows, read_results, same_seeds
 from .statistics import SequentialTest, sign_flip_p
 
 
@@ -82,6 +82,30 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, alpha: float = 0.05) ->
         "decision": {1: "better", -1: "worse", 0: "undecided"}[test.decision],
         "decided_after": test.decided_after,
     }
+
+
+def check_same_seeds(provenance: Mapping[str, Any], against: Path) -> None:
+    """Check that a rollout and a finished one number the same chains.
+
+    Args:
+        provenance: Content of provenance.json of the rollout; empty without one.
+        against: Folder of the finished rollout.
+
+    Raises:
+        InputError: Their chains or starts are of different seeds.
+    """
+    other = provenance_of(against)
+    if not same_seeds(provenance, other):
+        raise InputError(
+            f"against={against} ran other chains: sequences_seed or starts_seed differs, so chains of the same number "
+            "are no pairs; run both with the same seed"
+        )
+
+
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """Return the content of provenance.json of a rollout; empty without that file."""
+    file = folder / "provenance.json"
+    return read_json(file, cure=RERUN) if file.is_file() else {}
 
 
 class EarlyStopping:
@@ -148,6 +172,7 @@ def main(config: CompareConfig) -> None:
         if not (rows := read_results(Path(folder))):
             raise InputError(f"{name}={folder} holds no results.jsonl with finished chains; give a rollout's run_dir")
         sides.append(rows)
+    check_same_seeds(provenance_of(Path(config.run)), Path(config.against))
     result = compare(*sides, alpha=config.alpha)
     print("\n".join(lines(result)))
     if config.out is not None:

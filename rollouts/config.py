@@ -12,9 +12,11 @@ import inspect
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -23,6 +25,7 @@ from vw2_robot import __version__
 from vw2_robot.aliases import new_key
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.models.policy.config import Acting
 
 from .policy_process import LocalPolicy, PolicyProcess
 from .random_policy import RandomPolicy
@@ -39,18 +42,26 @@ class RolloutConfig:
     """The root of `vw2-rollout`."""
 
     policy: str
-    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", or the run_dir of a
-    rollout with recorded actions to replay; required unless merge=true"""
+    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", the run_dir of a rollout
+    with recorded actions to replay, or "package.module:Name", called without arguments for a Policy; required unless
+    merge=true"""
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
     """folder of the rollout; started again with the same folder it continues"""
-    protocol: Literal["chain", "single"] = "chain"
-    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
+    protocol: Literal["chain", "single", "fork"] = "chain"
+    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state;
+    fork: only tasks with two routes whose mean is bad, from where both are open"""
     num_sequences: int = 1000
-    """chains of the benchmark to consider (protocol=chain)"""
+    """chains of the benchmark to consider (protocol=chain); a larger number continues a folder with the missing ones"""
+    first_sequence: int = 0
+    """chains of the benchmark to skip before those (protocol=chain)"""
+    sequences_seed: int = 0
+    """which chains (protocol=chain): 0: the benchmark's, another: sampled by its protocol from that seed"""
     rollouts_per_task: int = 10
-    """starts of each task (protocol=single)"""
+    """starts of each task (protocol=single or fork); a larger number continues a folder with the missing ones"""
+    starts_seed: int = 0
+    """which starts (protocol=single or fork); other seeds have other block poses"""
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
@@ -74,6 +85,11 @@ class RolloutConfig:
     """probability of a wrong decision where both are equally good (against)"""
     n_action_steps: int | None = None
     """actions executed per policy call; none: the value that the policy was trained for"""
+    acting: Acting | None = None
+    """what the policy reads in the slots of its codes; none: as it was trained. One that was trained to read codes can
+    act by expected, sampled or argmax (docs/finetuning.md)"""
+    temperature: float | None = None
+    """acting=sampled: of the sampled codes; none: 1"""
     seed: int = 0
     """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
@@ -84,7 +100,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         """Reject what cannot work."""
         at_least_one = ("num_sequences", "rollouts_per_task", "workers", "batch_size", "threads")
-        smallest_values = dict.fromkeys(at_least_one, 1) | {"videos": 0, "seed": 0, "retries": 0}
+        at_least_zero = ("videos", "seed", "retries", "first_sequence", "sequences_seed", "starts_seed")
+        smallest_values = dict.fromkeys(at_least_one, 1) | dict.fromkeys(at_least_zero, 0)
         for name, smallest in smallest_values.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
@@ -115,13 +132,34 @@ def is_served(config: RolloutConfig) -> bool:
     """Return whether the policy can live in the policy process.
 
     True for checkpoints: their output depends on image and instruction alone, while the other policies need the
-    simulator or the chain.
+    simulator or the chain, or may keep a state.
     """
-    return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy)
+    return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy) and not _is_object(config.policy)
 
 
 def _is_recording(policy: str) -> bool:
     return (Path(policy) / FOLDER).is_dir()
+
+
+def _is_object(policy: str) -> bool:
+    """Return whether a policy is given as "package.module:Name"; "builtin:NAME" is a checkpoint."""
+    is_name = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", policy) is not None
+    return is_name and not policy.startswith("builtin:")
+
+
+def _open_object(policy: str) -> Policy:
+    """Return what "package.module:Name" makes.
+
+    Raises:
+        InputError: There is no such name, or it makes no policy.
+    """
+    try:
+        made = resolve_name(policy)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"policy={policy} cannot be made ({error}); it must be callable without arguments") from error
+    if missing := [name for name in ("metadata", "reset", "infer") if not hasattr(made, name)]:
+        raise InputError(f"policy={policy} makes no Policy: it has no {', '.join(missing)} (vw2_robot/contracts.py)")
+    return cast(Policy, made)
 
 
 def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
@@ -152,13 +190,23 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     Raises:
         InputError: The benchmark has no single tasks, or not the requested chains.
     """
-    if config.protocol == "single":
-        single_tasks = getattr(benchmark, "single_tasks", None)
-        if single_tasks is None:
-            raise InputError(f"protocol=single, but {config.env['_target_']} has no start states for single tasks")
-        chains = single_tasks(config.rollouts_per_task)
+    other_protocol = ("starts_seed",) if config.protocol == "chain" else ("first_sequence", "sequences_seed")
+    if unused := [name for name in other_protocol if getattr(config, name)]:
+        raise InputError(f"{unused[0]}={getattr(config, unused[0])} means nothing with protocol={config.protocol}")
+    make: Callable[..., list[EvalSequence]] | None
+    if config.protocol == "chain":
+        make, count, seed = benchmark.sequences, config.first_sequence + config.num_sequences, config.sequences_seed
     else:
-        chains = benchmark.sequences(config.num_sequences)
+        make = getattr(benchmark, f"{config.protocol}_tasks", None)
+        count, seed = config.rollouts_per_task, config.starts_seed
+        if make is None:
+            raise InputError(f"protocol={config.protocol}, but {config.env['_target_']} has no start states for it")
+    if seed and "seed" not in inspect.signature(make).parameters:
+        raise InputError(
+            f"{config.env['_target_']} has one list of chains alone; leave sequences_seed and starts_seed 0"
+        )
+    chains = make(count, seed=seed) if seed else make(count)
+    chains = chains[config.first_sequence :]
     specs = config.sequences
     if specs is None:
         return select(chains, [])
@@ -217,8 +265,13 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     """Return the policy that `config.policy` names.
 
     Raises:
-        InputError: No such checkpoint, or a benchmark without scripted experts.
+        InputError: No such checkpoint, a benchmark without scripted experts, or an acting mode for a policy without.
     """
+    if not is_served(config) and (config.acting, config.temperature) != (None, None):
+        raise InputError(
+            f"policy={config.policy} decodes no codes: leave out acting and temperature, found acting={config.acting} "
+            f"and temperature={config.temperature}"
+        )
     if config.policy == "random":
         return RandomPolicy(chunk_size=config.n_action_steps or 4)
     if config.policy == "demonstrator":
@@ -232,6 +285,8 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
         from .action_replay import ActionReplay
 
         return ActionReplay(config.policy)
+    if _is_object(config.policy):
+        return _open_object(config.policy)
     return open_checkpoint(config)
 
 
@@ -246,7 +301,13 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.devices import Hardware
 
     device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
-    return VW2Agent.from_pretrained(config.policy, device=str(device), n_action_steps=config.n_action_steps)
+    return VW2Agent.from_pretrained(
+        config.policy,
+        device=str(device),
+        n_action_steps=config.n_action_steps,
+        acting=config.acting,
+        temperature=config.temperature,
+    )
 
 
 def make_provenance(
@@ -276,6 +337,9 @@ def make_provenance(
         "n_action_steps": n_action_steps,
         "seed": config.seed,
         "protocol": config.protocol,
+        "first_sequence": config.first_sequence,
+        "sequences_seed": config.sequences_seed,
+        "starts_seed": config.starts_seed,
         "batch_size": config.batch_size,
         "num_sequences": len(shard_sequences(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},

@@ -14,7 +14,7 @@ their last bits (benchmarks/evaluation.py counts them). A forward pass therefore
   chains; of two chains with one row, the second waits for the next pass. The two extra rows hold a very long and a very
   short instruction, so that the text is always padded to the same length; unused rows repeat the short one. Dense
   kernels of a fixed shape do not mix rows; tests/unit/rollouts/test_policy_process.py checks this for the agent. Only
-  for policies without state between calls: no temporal ensembling, greedy decoding.
+  for policies without state between calls: no temporal ensembling, no sampled codes.
 
 The parent starts the process (`PolicyProcess`). It gives the process one end of a socket pair for each worker
 (`connect`, `fork_worker`); a worker that is not forked gets the other, and holds a `RemotePolicy`. No socket has a
@@ -73,11 +73,11 @@ class FixedBatch:
             InputError: The policy keeps state between calls, which a batch would mix up.
         """
         ensemble = policy.metadata.get("temporal_ensemble")
-        temperature = policy.metadata.get("temperature")
-        if ensemble is not None or temperature:
+        acting = policy.metadata.get("acting")
+        if ensemble is not None or acting == "sampled":
             raise InputError(
                 f"batch_size={rows}, but the policy keeps state between calls (temporal_ensemble={ensemble}, "
-                f"temperature={temperature}); use batch_size=1"
+                f"acting={acting}); use batch_size=1"
             )
         self._policy = policy
         self._rows = rows

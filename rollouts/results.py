@@ -225,6 +225,16 @@ def paired_rows(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row
     return sorted(pairs, key=lambda pair: pair[0]["sequence"])
 
 
+def same_seeds(provenance: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether a number means the same chain in two rollouts: their chains or starts have the same seed.
+
+    Args:
+        provenance: Content of provenance.json of one.
+        other: Content of provenance.json of the other; folders of older releases have no seeds, which is seed 0.
+    """
+    return all(provenance.get(name, 0) == other.get(name, 0) for name in ("sequences_seed", "starts_seed"))
+
+
 def longest_chain(rows: Iterable[Row]) -> int:
     """Return the number of subtasks of the longest chain: 5 in the published protocol, 1 for single tasks."""
     return max(len(row["subtasks"]) for row in rows)

@@ -58,7 +58,22 @@ def with_choice(config_name: str, choice: str) -> list[str]:
     """Overrides that make `choice` (group=file): an example of the help if one makes it, else the first, changed."""
     shown = [overrides for overrides in examples(config_name) if choice in overrides]
     group = choice.split("=")[0]
-    return shown[0] if shown else [choice, *(word for word in examples(config_name)[0] if word.split("=")[0] != group)]
+    return (
+        shown[0]
+        if shown
+        else [
+            choice,
+            *WEIGHTS.get(choice, []),
+            *(word for word in examples(config_name)[0] if word.split("=")[0] != group),
+        ]
+    )
+
+
+# What has no default, since a random one must be asked for by name.
+WEIGHTS = {
+    "model=paper": ["vdm.weights=DIR", "codec.weights=DIR"],
+    "model=release": ["vdm.weights=DIR", "codec.weights=DIR"],
+}
 
 
 def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:

@@ -36,10 +36,10 @@ from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
 from vw2_robot.limits import is_count, is_finite_number
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.policy.acting import act
+from vw2_robot.models.policy.acting import act, acting_of, check_acting, choose_acting
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.policy.config import ActionHeadConfig
+from vw2_robot.models.policy.config import Acting, ActionHeadConfig
 from vw2_robot.pixels import to_model_range
 
 CAMERA = "static"
@@ -52,7 +52,8 @@ class VW2Agent:
 
     Attributes:
         metadata: name, version, action_space, chunk_size, n_action_steps, temporal_ensemble, cameras, control_hz,
-            policy_hash, label_fraction.
+            policy_hash, label_fraction, method, acting, temperature, aids (those of all training; None where that is
+            not known).
     """
 
     metadata: dict[str, Any]
@@ -66,6 +67,7 @@ class VW2Agent:
         *,
         n_action_steps: int,
         temporal_ensemble: float | None,
+        acting: Acting,
         temperature: float,
     ) -> None:
         # Eval mode is permanent: an agent never trains.
@@ -73,7 +75,7 @@ class VW2Agent:
         self._head = head.eval()
         self._statistics = statistics
         self._latent_steps = int(checkpoint.config["latent_steps"])
-        self._codes = checkpoint.config.get("codes", "predicted")
+        self._acting = acting
         self._temperature = temperature
         self._prompt: str | None = None
         self._generator = torch.Generator().manual_seed(0)
@@ -90,12 +92,14 @@ class VW2Agent:
             "chunk_size": chunk_size,
             "n_action_steps": n_action_steps,
             "temporal_ensemble": temporal_ensemble,
-            "temperature": temperature,
+            "acting": acting,
+            "temperature": temperature if acting == "sampled" else 0.0,
             "cameras": [CAMERA],
             "control_hz": checkpoint.facts["control_hz"],
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
             "method": checkpoint.facts.get("method"),
+            "aids": checkpoint.facts.get("aids"),
         }
 
     @classmethod
@@ -106,7 +110,8 @@ class VW2Agent:
         device: str = "cpu",
         n_action_steps: int | None = None,
         temporal_ensemble: float | Literal["stored", "off"] = "stored",
-        temperature: float = 0.0,
+        acting: Acting | None = None,
+        temperature: float | None = None,
         verify: bool = True,
     ) -> VW2Agent:
         """Load a fine-tuned policy.
@@ -118,12 +123,14 @@ class VW2Agent:
             n_action_steps: actions executed per call of `infer`; None: as stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
-            temperature: 0 decodes latent tokens greedily; above, they are sampled, with the seed given to `reset`.
+            acting: what the policy reads in the slots of its codes (`models/policy/acting.py`); None: as it was
+                trained. One that decodes code by code can act by expected, sampled or argmax.
+            temperature: acting=sampled: of the latent tokens, which depend on the seed given to `reset`; None: 1.
             verify: compare every file with the checkpoint's manifest first.
 
         Raises:
-            InputError: not a checkpoint, a damaged one, another format version, a policy without an action head, or
-                statistics of actions that are not CALVIN's relative ones.
+            InputError: not a checkpoint, a damaged one, another format version, a policy without an action head or one
+                that cannot act as wanted, or statistics of actions that are not CALVIN's relative ones.
         """
         checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy", verify=verify)
         if checkpoint.config.get("head") is None:
@@ -134,16 +141,22 @@ class VW2Agent:
         # Everything is checked before the weights go to the device, where an error may show at the first action.
         _check_complete(checkpoint)
         config = checkpoint.config
+        acting = choose_acting(acting_of(config), acting)
+        if temperature is not None and (acting != "sampled" or not temperature > 0):
+            raise InputError(
+                f"temperature={temperature} with acting={acting}: only acting=sampled has one, and it is above 0"
+            )
         policy = LatentPolicy.from_checkpoint(checkpoint)
         with checkpoint.building():
             head = ActionHead(
-                config_from(ActionHeadConfig, config["head"]),
+                ActionHeadConfig.of_checkpoint(config),
                 width=policy.backbone.width,
                 queries=policy.config.queries,
                 stride=_stride(config),
             )
             checkpoint.load_into(head=head)
         _check_steps(checkpoint, policy)
+        check_acting(policy, acting)
         statistics = _statistics(checkpoint)
         torch_device = open_device(device)
         stored = config.get("temporal_ensemble")
@@ -154,7 +167,8 @@ class VW2Agent:
             checkpoint,
             n_action_steps=int(config["n_action_steps"]) if n_action_steps is None else n_action_steps,
             temporal_ensemble={"stored": stored, "off": None}.get(temporal_ensemble, temporal_ensemble),  # type: ignore[arg-type]
-            temperature=temperature,
+            acting=acting,
+            temperature=1.0 if temperature is None else temperature,
         )
 
     @property
@@ -179,7 +193,7 @@ class VW2Agent:
 
         Args:
             prompt: instruction for observations that have none.
-            seed: of the sampled latent tokens; greedy decoding does not use it.
+            seed: of the sampled latent tokens; other acting modes do not use it.
         """
         self._prompt = prompt
         self._generator = torch.Generator().manual_seed(0 if seed is None else seed)
@@ -187,7 +201,11 @@ class VW2Agent:
             self._ensemble.clear()
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """Return float32 actions [H, 7] in robot units for one observation."""
+        """Return float32 actions [H, 7] in robot units for one observation, and its latent tokens.
+
+        Those are the decoded codes [H, N], with acting=expected or parallel the likeliest of each slot; a policy with
+        acting=none decodes none and returns none.
+        """
         return self.infer_batch([obs])[0]
 
     @torch.no_grad()
@@ -195,7 +213,7 @@ class VW2Agent:
         """Return actions for several observations at once; element i equals `infer(obs[i])` up to float32 rounding.
 
         In two cases the batch matters: with temporal ensembling element i of each call belongs to episode i, and with
-        a temperature all elements are sampled from one generator.
+        acting=sampled all elements are sampled from one generator.
 
         Raises:
             InputError: an observation without the expected image or instruction, or with temporal ensembling another
@@ -213,17 +231,18 @@ class VW2Agent:
         prepared = time.perf_counter()
         # 2. Latent codes, and the actions that the head reads off their states.
         prompt = self._policy.prompt(instructions, to_model_range(torch.from_numpy(images).to(device)))
-        decoded = act(
+        acted = act(
             self._policy,
             prompt,
             latent_steps=self._latent_steps,
-            codes=self._codes,
+            acting=self._acting,
+            last_code=self._head.last_code,
             temperature=self._temperature,
             generator=self._generator,
         )
         # `cpu` waits for the device, so the times below are those of the whole call; NumPy has no bfloat16.
-        predicted = self._head(decoded.states_BHND).float().cpu().numpy()
-        codes = decoded.codes_BHN.cpu().numpy()
+        predicted = self._head(acted.states_BHRD).float().cpu().numpy()
+        codes = None if acted.codes_BHN is None else acted.codes_BHN.cpu().numpy()
         if self._ensemble is not None:  # before the gripper becomes a sign, which has no mean
             predicted = self._ensemble.blend(predicted)
         # 3. Robot units: the arm is clipped to the action space, the gripper becomes a sign (0 closes).
@@ -232,10 +251,11 @@ class VW2Agent:
         actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
         end = time.perf_counter()
         share = {"infer_s": (end - begin) / len(obs), "prepare_s": (prepared - begin) / len(obs)}
-        return [
-            {"actions": np.ascontiguousarray(actions[i]), "latent_tokens": codes[i], "timing": dict(share)}
-            for i in range(len(obs))
-        ]
+        outputs: list[PolicyOutput] = [{"actions": np.ascontiguousarray(one), "timing": dict(share)} for one in actions]
+        if codes is not None:
+            for output, tokens in zip(outputs, codes, strict=True):
+                output["latent_tokens"] = tokens
+        return outputs
 
     def _instruction(self, obs: Observation) -> str:
         """Return the instruction of an observation, or the one given to `reset`."""
@@ -276,17 +296,19 @@ def _check_complete(checkpoint: Checkpoint) -> None:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
     config = checkpoint.config
     facts = checkpoint.facts
-    codes = config.get("codes", "predicted")
     decay = config.get("temporal_ensemble")
     for key, value, right in (
         *((key, config[key], is_count(config[key])) for key in ("latent_steps", "n_action_steps")),
         ("stride", config.get("stride", 1), is_count(config.get("stride", 1))),
-        ("codes", codes, codes in ("predicted", "none")),
         ("temporal_ensemble", decay, decay is None or (is_finite_number(decay) and decay >= 0)),
         *((key, facts[key], is_finite_number(facts[key])) for key in ("control_hz", "label_fraction")),
     ):
         if not right:
             raise InputError(f"{checkpoint.path}/config.json: {key}={value!r} is not what training writes; {CURE}")
+    try:
+        acting_of(config)
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}/config.json: {error} is not what training writes; {CURE}") from error
     if "stats" not in checkpoint.files:
         raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
 

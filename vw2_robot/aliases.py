@@ -32,7 +32,6 @@ KEYS = {
     "max_bad": "max_skipped",
     "mistakes": "failed_attempts",
     "normalisation": "normalization",
-    "own_codes": "scheduled_sampling",
     "patch_s": "spatial_patch_size",
     "patch_t": "temporal_patch_size",
     "quantiser": "quantizer",
@@ -49,6 +48,8 @@ KEYS = {
 """old key -> new key, at any depth"""
 
 TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
+    # Which codes fine-tuning reads in training, or that it reads none in training and in control
+    "code_source": lambda value: "acting" if value == "none" else "code_source",
     # The significance level of a comparison; a text is a message
     "error": lambda value: "alpha" if isinstance(value, float) else "error",
     # How many frames of a clip, or the folder of a frame cache (none given: null)
@@ -59,6 +60,9 @@ TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
     "steps": lambda value: "env_steps" if isinstance(value, list) else "train_steps",
 }
 """old key -> new key, for keys with two meanings that differ in the type of the value"""
+
+MOVED = {"pose_weight": "aids"}
+"""key -> the section into which it moved"""
 
 VALUES = {
     "_target_": {
@@ -106,6 +110,9 @@ def with_new_keys(tree: Any, *, section: str = "", depth: int = 0) -> Any:
         return tree
     renamed: dict[str, Any] = {}
     for key, value in tree.items():
+        if (moved := MOVED.get(key, section)) != section:
+            renamed.setdefault(moved, {})[key] = value
+            continue
         # A benchmark of others has words of its own, which are not ours to translate.
         is_ours = section != "env" or key in ENV_KEYS
         new = new_key(str(key), value) if is_ours else str(key)

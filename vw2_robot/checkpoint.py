@@ -11,8 +11,9 @@ Of several ranks rank 0 writes, of sharded weights the whole; every rank writes 
 checkpoint is read by any number of ranks, also by a single process.
 
 A folder is written under a temporary name, synced and renamed, so a folder that exists is complete. A checkpoint alone
-rebuilds its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last
-one. Every damaged file ends in an InputError with its name, before memory is allocated for the sizes in it.
+rebuilds its model. A run directory may be given wherever a checkpoint is expected: its file `selected` names the one
+that `vw2-select` chose, else `latest` the last one. Every damaged file ends in an InputError with its name, before
+memory is allocated for the sizes in it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ FORMAT_VERSION = 1
 KINDS = ("vdm", "dldm", "policy")
 CURE = "copy the checkpoint again"
 STEP_FOLDER = re.compile(r"step_(0|[1-9]\d{0,17})")
+CHECKPOINTS = "checkpoints"
+KEPT = "kept"
+SELECTED = "selected"
+"""file of a run folder with the place of a checkpoint in it, such as kept/step_200"""
 _OPTIMIZER = "optimizer"
 _FILES = (
     "config.json",
@@ -253,7 +258,7 @@ def _place(name: str, shape: torch.Size, parameters: list[nn.Parameter], *, file
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the checkpoint folder of a path: itself, or the one that a run directory's file `latest` names.
+    """Return the checkpoint folder of a path: itself, or the one that a run directory's `selected` or `latest` names.
 
     Raises:
         InputError: the path is neither.
@@ -261,7 +266,7 @@ def resolve(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
-    if (found := last_checkpoint(folder)) is not None:
+    if (found := selected_checkpoint(folder) or last_checkpoint(folder)) is not None:
         return found
     what = "does not exist" if not folder.exists() else "holds neither config.json nor a file 'latest'"
     below = sorted(str(latest.parent) for latest in folder.glob("*/latest"))  # the run_dir of several stages
@@ -279,20 +284,56 @@ def last_checkpoint(run: Path) -> Path | None:
     """
     latest = run / "latest"
     cure = f"write the name of a folder in {run}/checkpoints into it, or delete {run}"
-    if not latest.exists():
-        return None
-    name = read_text(latest, cure=cure, most=1000).removesuffix("\n")
-    if not STEP_FOLDER.fullmatch(name):
-        raise InputError(f"{latest} must hold the name of a checkpoint (step_N), found {name[:40]!r}; {cure}")
-    folder = run / "checkpoints" / name
+    return _named_checkpoint(latest, CHECKPOINTS, cure=cure) if latest.exists() else None
+
+
+def selected_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint that the file `selected` of a run folder names; None where there is no such file.
+
+    Raises:
+        InputError: as `last_checkpoint`.
+    """
+    selected = run / SELECTED
+    return (
+        _named_checkpoint(selected, "", cure=f"delete {selected} to take the last one") if selected.exists() else None
+    )
+
+
+def _named_checkpoint(file: Path, place: str, *, cure: str) -> Path:
+    """Return the checkpoint that a file in a run folder names, below `place` in that folder."""
+    run = file.parent
+    name = read_text(file, cure=cure, most=1000).removesuffix("\n")
+    allowed = STEP_FOLDER.pattern if place else rf"({CHECKPOINTS}|{KEPT})/{STEP_FOLDER.pattern}"
+    if not re.fullmatch(allowed, name):
+        raise InputError(f"{file} must hold the name of a checkpoint (step_N), found {name[:40]!r}; {cure}")
+    folder = run / place / name
     if not (folder / "config.json").is_file():
         raise InputError(
-            f"{latest} names {name}, but {folder}/config.json is missing; restore the checkpoint, or delete {run} to "
+            f"{file} names {name}, but {folder}/config.json is missing; restore the checkpoint, or delete {run} to "
             "train again"
         )
-    if folder.resolve() != run.resolve() / "checkpoints" / name:
+    if folder.resolve() != run.resolve() / place / name:
         raise InputError(f"{folder} is a link that leads out of {run}; replace it by the folder itself")
     return folder
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the folders named step_N in a folder, by their steps; none where there is no such folder."""
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    return sorted((entry for entry in found if STEP_FOLDER.fullmatch(entry.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """Return N of a folder named step_N."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def kept_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints among which one of a run folder can be selected: those kept and the last one, by steps."""
+    kept = {step_of(folder): folder for folder in step_folders(run / KEPT)}
+    if (last := last_checkpoint(run)) is not None:
+        kept.setdefault(step_of(last), last)
+    return [kept[step] for step in sorted(kept)]
 
 
 def is_our_checkpoint(folder: Path) -> bool:

@@ -39,7 +39,7 @@ class PolicyOutput(TypedDict, total=False):
     """The output of a policy call.
 
     actions: float32 [H, A], robot units.
-    latent_tokens: int64 [latent steps, N], the codes that the actions were decoded from.
+    latent_tokens: int64 [latent steps, N], the codes that were decoded before the actions; absent where none were.
     timing: seconds by name.
     """
 
@@ -88,8 +88,8 @@ class Benchmark(Protocol):
     max_steps: int  # per subtask
     control_hz: float
 
-    def sequences(self, count: int) -> list[EvalSequence]:
-        """Return the first `count` chains."""
+    def sequences(self, count: int, *, seed: int = 0) -> list[EvalSequence]:
+        """Return the first `count` chains; another seed has others. `seed` may be left out where there is one list."""
 
     def instruction(self, task: str) -> str:
         """Return the instruction of a task."""

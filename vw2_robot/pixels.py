@@ -1,4 +1,4 @@
-"""Conversion of images between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models), and random shifts.
+"""Conversion of images between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models), and of sizes.
 
 No other file converts between the two.
 """
@@ -6,6 +6,7 @@ No other file converts between the two.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -21,6 +22,20 @@ def to_pixels(x: Float[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch H W 3"]
     """Return uint8 [0, 255], channels last: the inverse of `to_model_range`, rounded and clamped."""
     # float32 first: bfloat16 has 8 significant bits, and the arithmetic would be off by a level.
     return torch.movedim(((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8), -3, -1)
+
+
+def resize_video(x: Float[Tensor, "B T 3 H W"], height: int, width: int) -> Float[Tensor, "B T 3 h w"]:
+    """Return the frames at another size, bilinear and antialiased; `x` itself where it has that size.
+
+    Args:
+        x: frames.
+        height: of the result.
+        width: of the result.
+    """
+    if tuple(x.shape[-2:]) == (height, width):
+        return x
+    frames = F.interpolate(x.flatten(0, 1), (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return frames.unflatten(0, x.shape[:2])
 
 
 def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: SampleNoise) -> Float[Tensor, "B 3 H W"]:

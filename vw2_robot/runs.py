@@ -5,6 +5,7 @@
     run_dir/log.txt            the messages printed to the terminal
     run_dir/tensorboard/       the same metrics, when the `track` extra is installed
     run_dir/checkpoints/step_N/ and run_dir/latest
+    run_dir/kept/step_N/       checkpoints that stay, without optimizer; run_dir/selected may name one of them
     run_dir/.lock              while a process trains here
 
 A folder is written by one process at a time (of several ranks by rank 0), and no file that was not written here is
@@ -32,7 +33,17 @@ from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import check_same_config
-from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
+from vw2_robot.checkpoint import (
+    CHECKPOINTS,
+    CURE,
+    KEPT,
+    SELECTED,
+    STEP_FOLDER,
+    is_our_checkpoint,
+    last_checkpoint,
+    step_folders,
+    step_of,
+)
 from vw2_robot.devices import Hardware
 from vw2_robot.distributed.ranks import any_rank, is_main, main_first
 from vw2_robot.errors import InputError, require
@@ -53,7 +64,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest"
-CHECKPOINTS = "checkpoints"
 # What is written in a moment on any disk, so that a stop may always wait for it.
 QUICK_BYTES = 10**9
 QUICK_SECONDS = 10.0
@@ -114,20 +124,20 @@ class Run:
     def _open(self) -> None:
         """Find the last checkpoint, and refuse what cannot be continued."""
         # 1. No links among the run's files: what is written or deleted through them lies elsewhere.
-        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
+        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, KEPT, SELECTED, "log.txt", "tensorboard"):
             if (self.path / name).is_symlink():
                 raise InputError(
                     f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace "
                     "it by what it points to, or use another run_dir"
                 )
         # 2. The last checkpoint. Without `latest` (lost, or a kill came before it was written): the newest one.
-        unnamed = (folder for folder in self._step_folders() if is_our_checkpoint(folder))
-        self.checkpoint = last_checkpoint(self.path) or max(unnamed, key=_step_of, default=None)
-        self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        unnamed = (folder for folder in step_folders(self.path / CHECKPOINTS) if is_our_checkpoint(folder))
+        self.checkpoint = last_checkpoint(self.path) or max(unnamed, key=step_of, default=None)
+        self.start = 0 if self.checkpoint is None else step_of(self.checkpoint)
         # 3. The configuration, and foreign folders where checkpoints will be written.
         self._check_configuration()
-        for folder in self._step_folders():
-            if self.start < _step_of(folder) <= self.total_steps:
+        for folder in step_folders(self.path / CHECKPOINTS):
+            if self.start < step_of(folder) <= self.total_steps:
                 self._check_place(folder)
         if not is_main():
             return
@@ -142,11 +152,6 @@ class Run:
     def complete(self) -> bool:
         """Return whether the last checkpoint is that of the last step."""
         return self.start >= self.total_steps
-
-    def _step_folders(self) -> list[Path]:
-        folder = self.path / CHECKPOINTS
-        found = list(folder.iterdir()) if folder.is_dir() else []
-        return [entry for entry in found if STEP_FOLDER.fullmatch(entry.name)]
 
     def _check_configuration(self) -> None:
         """Refuse another configuration once training has begun, and a folder of another kind of run always.
@@ -214,6 +219,11 @@ class Run:
                 except (ValueError, TypeError, KeyError, RecursionError):
                     damaged += line is not lines[-1]  # the last one may have been cut short by a kill
             write_text(file, "".join(kept))
+        # Kept checkpoints, too; and whatever was selected, it was selected among those of a shorter run.
+        for folder in step_folders(self.path / KEPT):
+            if step_of(folder) > self.start and is_our_checkpoint(folder):
+                _delete(folder)
+        (self.path / SELECTED).unlink(missing_ok=True)
         self._drop_older_checkpoints()
         if damaged:
             self.log_message(f"{file}: {damaged} damaged lines are left out")
@@ -260,7 +270,7 @@ class Run:
             return self.due(step, every)
         fits = self._state_bytes <= QUICK_BYTES or self._hardware.grace_seconds > QUICK_SECONDS
         due = fits or self.due(step, every)
-        last = step + 1 if due else 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        last = step + 1 if due else 0 if self.checkpoint is None else step_of(self.checkpoint)
         self._stopped = f"resumable: the same command continues from step {last} of {self.stage}"
         if not due:
             self._stopped += (
@@ -307,11 +317,7 @@ class Run:
             write: writes the checkpoint into the folder that it is given; all ranks call it.
         """
         # The order matters for a kill in between: older ones go last, when the new one and its name are on disk.
-        folder = self.path / CHECKPOINTS / f"step_{step + 1}"
-        with main_first():
-            folder.parent.mkdir(exist_ok=True)
-            self._check_place(folder)
-        write(folder)
+        folder = self._write(CHECKPOINTS, step, write)
         with main_first():
             if is_main():
                 # Metrics up to this step are on disk before `latest`: a resumed run does not compute them again.
@@ -321,15 +327,29 @@ class Run:
             if is_main():
                 self._drop_older_checkpoints()
 
+    def keep(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint that stays beside the last one, after `step + 1` finished steps; no run continues from it.
+
+        Args:
+            step: see `save`.
+            write: see `save`.
+        """
+        self._write(KEPT, step, write)
+
+    def _write(self, place: str, step: int, write: Callable[[Path], None]) -> Path:
+        folder = self.path / place / f"step_{step + 1}"
+        with main_first():
+            folder.parent.mkdir(exist_ok=True)
+            self._check_place(folder)
+        write(folder)
+        return folder
+
     def _drop_older_checkpoints(self) -> None:
         """Delete the run's checkpoints before the last one, and what a kill left half-written or half-deleted."""
-        # Renamed first: a kill in the middle then leaves nothing half-deleted under a checkpoint's name.
-        for older in self._step_folders():
-            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_our_checkpoint(older):
-                shutil.rmtree(old_name(older), ignore_errors=True)
-                older.rename(old_name(older))
-        folder = self.path / CHECKPOINTS
-        for entry in list(folder.iterdir()) if folder.is_dir() else []:
+        for older in step_folders(self.path / CHECKPOINTS):
+            if self.checkpoint is not None and step_of(older) < step_of(self.checkpoint) and is_our_checkpoint(older):
+                _delete(older)
+        for entry in [*self.path.glob(f"{CHECKPOINTS}/.*"), *self.path.glob(f"{KEPT}/.*")]:
             if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink() and entry.is_dir():
                 shutil.rmtree(entry)
 
@@ -345,13 +365,17 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, KeyboardInterrupt) and not error.args:  # `process.orderly` prints it
-            step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+            step = 0 if self.checkpoint is None else step_of(self.checkpoint)
             error.args = (f"the same command continues from step {step} of {self.stage}",)
         self.close()
 
 
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint."""
+    # Renamed first: a kill in the middle then leaves nothing half-deleted under a checkpoint's name.
+    old = old_name(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(folder.rename(old))
 
 
 class Board:

@@ -33,6 +33,7 @@ from benchmarks.memory_plan import (
     weight_bytes,
 )
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.finetune.config import FinetuneLoopConfig
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.policy.action_head import ActionHead
@@ -179,7 +180,7 @@ def training_stage(
         The stage, with and without recomputation.
     """
     geometry = geometry_of(preset.dldm, preset.codec, enlarge=enlarge)
-    with models_without_data(preset.dldm, vdm_config, geometry) as (dldm, vdm):
+    with models_without_data(preset.dldm, vdm_config, geometry, preset.codec) as (dldm, vdm):
         learning = step.learning(dldm, vdm)
         kept, work = count_step(dldm, vdm, step)
         dldm.checkpoint_gradients()
@@ -274,7 +275,7 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
     loop = config_from(TrainPolicyConfig, preset.tree["train_policy"]).loop
     policy = LatentPolicy(config, generator=torch.Generator().manual_seed(0))
     steps = preset.dldm.latent_steps
-    yield _policy_stage(policy, None, "policy", loop, latent_steps=steps, predicted_share=0.0)
+    yield _policy_stage(policy, None, "policy", loop, latent_steps=steps)
     path = Path(__file__).parents[2] / "configs" / "finetune.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     head = ActionHead(
@@ -283,15 +284,12 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
         queries=config.queries,
         stride=preset.dldm.temporal_stride,
     )
-    # Mean over the steps of the share of samples whose codes the policy predicts first.
-    sampling = tree["scheduled_sampling"]
     yield _policy_stage(
         policy,
         head,
         "fine-tuning",
-        config_from(LoopConfig, tree["loop"]),
+        config_from(FinetuneLoopConfig, tree["loop"]),
         latent_steps=tree["latent_steps"],
-        predicted_share=(sampling["start"] + sampling["end"]) / 2,
     )
 
 
@@ -302,7 +300,6 @@ def _policy_stage(
     loop: LoopConfig,
     *,
     latent_steps: int,
-    predicted_share: float,
 ) -> Stage:
     px = policy.config.image_px
     models: list[nn.Module] = [policy] if head is None else [policy, head]
@@ -310,8 +307,10 @@ def _policy_stage(
     kept = Kept(*models)
 
     def losses() -> Tensor:
-        states = policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes)
-        loss, _ = policy.code_loss(states, codes, torch.ones(1, latent_steps, dtype=torch.bool))
+        prompt = policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px))
+        states = policy.states(prompt, codes, last_code=head is not None)
+        valid = torch.ones(1, latent_steps, dtype=torch.bool)
+        loss, _ = policy.code_loss(states[:, :, : policy.config.queries], codes, valid)
         return loss if head is None else loss + head(states).float().square().mean()
 
     parts: dict[str, list[nn.Module]] = {} if head is None else {"action head": [head]}
@@ -320,11 +319,10 @@ def _policy_stage(
             loss = losses()
         counter.backward(loss)
     work = dict(counter.work)
-    if predicted_share:
-        decoding = _flops_of(
-            lambda: policy.decode(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), latent_steps=latent_steps)
-        )
-        work["decoding of codes"] = Work(forward=round(predicted_share * decoding))
+    if head is not None:
+        # code_source=hindsight: codes are sampled from one more pass, without gradient.
+        sampling = _flops_of(lambda: policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes))
+        work["sampling of codes"] = Work(forward=sampling)
     return Stage(
         name,
         (px, px),

@@ -34,7 +34,7 @@ PARTS = {
     "control branch": ("control branch",),
     "VDM transformer": ("VDM transformer",),
     "video codec": ("video codec",),
-    "policy": ("policy", "decoding of codes"),
+    "policy": ("policy", "sampling of codes"),
     "action head": ("action head",),
 }
 
@@ -96,7 +96,7 @@ def parameters_table(plan: Plan) -> str:
     counts: dict[str, dict[str, float]] = {}
     for preset in plan.presets:
         with torch.device("meta"):
-            models = DLDM(preset.dldm), VDM(preset.vdm, geometry_of(preset.dldm, preset.codec))
+            models = DLDM(preset.dldm), VDM(preset.vdm, geometry_of(preset.dldm, preset.codec), preset.codec)
             counts[preset.name] = {**parameters_by_part(*models, build_codec(preset.codec))}
         policy = next(stage for stage in plan.stages[preset.name] if stage.name == "policy")
         counts[preset.name]["policy"] = policy.sharded / 4  # float32

@@ -16,9 +16,11 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.cache_frames import open_frames, training_split
 from vw2_robot.pretrain.clips import clip_sampler
-from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import PretrainConfig
-from vw2_robot.pretrain.train_dldm import Modules, build_dldm, dldm_loss
+from vw2_robot.pretrain.diagnostics.code_usage import CodeUsageMonitor
+from vw2_robot.pretrain.diagnostics.explained_change import RiseMonitor
+from vw2_robot.pretrain.dldm_modules import Modules, build_dldm
+from vw2_robot.pretrain.train_dldm import dldm_loss
 from vw2_robot.random_numbers import SampleNoise
 
 from .measured import Measured
@@ -60,10 +62,10 @@ def loss_on(
     """
     config = replace(config, hardware=Hardware(device.type, precision=precision))  # type: ignore[arg-type]
     dldm: DLDM = build_dldm(config).to(device)
-    modules = Modules(dldm, None, None, None, CodeUsageMonitor(config.dldm.vocabulary))
+    modules = Modules(dldm, None, None, None, CodeUsageMonitor(config.dldm.vocabulary), RiseMonitor())
     noise = SampleNoise(config.seed, 0, stream=0, samples=range(len(x)))
     part = PartOfBatch(1.0, len(x), valid.sum().to(device))
-    loss_of = dldm_loss(config, modules, StatisticsGroups(), phase=1)
+    loss_of = dldm_loss(config, modules, StatisticsGroups(), phase="phase 1")
     loss = loss_of(x.to(device), valid.to(device), noise, part).loss
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in dldm.parameters() if p.grad is not None])

@@ -12,9 +12,10 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.cosmos import is_adapter
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import build_codec
-from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import PretrainConfig
-from vw2_robot.pretrain.train_dldm import Modules
+from vw2_robot.pretrain.diagnostics.code_usage import CodeUsageMonitor
+from vw2_robot.pretrain.diagnostics.explained_change import RiseMonitor
+from vw2_robot.pretrain.dldm_modules import Modules
 
 from .datasets import write_frames
 from .machine import Machine, forget_memory
@@ -38,12 +39,12 @@ def build_on(device: torch.device, config: PretrainConfig) -> Modules:
     """
     with torch.device(device):
         dldm = DLDM(config.dldm)
-        vdm = VDM(config.vdm, config.geometry)
+        vdm = VDM(config.vdm, config.geometry, config.codec)
         codec = build_codec(config.codec)
     fill(vdm.transformer)
     vdm.finish_prior()
     monitor = CodeUsageMonitor(config.dldm.vocabulary).to(device)
-    return Modules(dldm.to(device), vdm.to(device), codec.to(device), None, monitor)
+    return Modules(dldm.to(device), vdm.to(device), codec.to(device), None, monitor, RiseMonitor())
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def lora_step(settings: Settings, machine: Machine, *, num_frames: int) -> Measu
     assert modules.vdm is not None
     parameters = sum(p.numel() for p in modules.vdm.transformer.parameters())
     with TimedRun(folder, device, total_steps=config.train_dldm.total) as run:
-        run_phase(config, run, phase=2, modules=modules)
+        run_phase(config, run, name="phase 2", modules=modules)
     note = (
         f"{parameters / 1e9:.2f} B parameters, {num_frames} frames of {size['height']} x {size['width']}, "
         "recomputed activations"

@@ -55,7 +55,7 @@ def plan_clips(config: PretrainConfig, stage: ClipStage, *, recompute: bool = Fa
     step = STEPS[stage]
     with torch.device("meta"):
         codec = build_codec(config.codec)
-    with models_without_data(config.dldm, config.vdm, config.geometry) as (dldm, vdm):
+    with models_without_data(config.dldm, config.vdm, config.geometry, config.codec) as (dldm, vdm):
         learning = learning_bytes(step.learning(dldm, vdm))
         weights = weight_bytes(vdm, codec) + (0 if stage == "video prior" else weight_bytes(dldm))
         largest = 0

@@ -90,6 +90,7 @@ def lora_tree(settings: Settings, *, num_frames: int) -> Tree:
             "dldm": {"num_frames": num_frames},
             # The folder of the weights is never opened here: frozen weights in bfloat16 are for pretrained ones.
             "vdm": {"train": "lora", "control": "light", "frozen_precision": "bf16", "weights": "random"},
+            "codec": {"init": "random"},
             "train_dldm": {"phase1": loop, "phase2": loop},
             "hardware": {"gradient_checkpointing": True},
         },

@@ -19,16 +19,9 @@ from vw2_robot.finetune.train_head import train_actions
 from vw2_robot.pretrain.cache_frames import open_frames, training_split
 from vw2_robot.pretrain.clips import clip_sampler, training_clips
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.pretrain.dldm_modules import Modules, build_dldm, build_modules, encoder_hash, prepare_for_hardware
 from vw2_robot.pretrain.extract_latents import extract_latents
-from vw2_robot.pretrain.train_dldm import (
-    Clips,
-    Modules,
-    build_dldm,
-    build_modules,
-    encoder_hash,
-    prepare_for_hardware,
-    train_phase,
-)
+from vw2_robot.pretrain.train_dldm import Clips, PhaseName, phases_of, train_phase
 from vw2_robot.pretrain.train_policy import build_policy, train_codes
 from vw2_robot.pretrain.train_vdm import build_vdm, prepare_codec, prepare_vdm, train_prior
 from vw2_robot.runs import Run
@@ -131,8 +124,8 @@ class Training:
         config.hardware.torch_device()  # as the programs do: threads, TF32
         loops: dict[StageName, Callable[[PretrainConfig, TimedRun], None]] = {
             "video prior": run_prior,
-            "phase 1": partial(run_phase, phase=1),
-            "phase 2": partial(run_phase, phase=2),
+            "phase 1": partial(run_phase, name="phase 1"),
+            "phase 2": partial(run_phase, name="phase 2"),
             "policy": run_policy,
             "fine-tuning": partial(run_fine_tuning, settings=self.settings, calvin=self.calvin),
         }
@@ -175,13 +168,13 @@ def run_prior(config: PretrainConfig, run: TimedRun) -> None:
         train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
 
 
-def run_phase(config: PretrainConfig, run: TimedRun, *, phase: int, modules: Modules | None = None) -> None:
+def run_phase(config: PretrainConfig, run: TimedRun, *, name: PhaseName, modules: Modules | None = None) -> None:
     """Train a phase of the dLDM, from random weights.
 
     Args:
         config: of the stage.
         run: counts the steps.
-        phase: 1 or 2.
+        name: of the phase.
         modules: what is trained; None builds it as the program does, with a VDM that has no prior.
     """
     config = replace(config, vdm=replace(config.vdm, init="random")) if modules is None else config
@@ -194,8 +187,8 @@ def run_phase(config: PretrainConfig, run: TimedRun, *, phase: int, modules: Mod
         if modules is None:
             modules = build_modules(config, frame_cache, train_ids, device=device, resumed=False)
         prepare_for_hardware(config, modules)
-        if phase == 2:
-            run.start = config.train_dldm.phase1.train_steps
+        phase = next(phase for phase in phases_of(config) if phase.name == name)
+        run.start = phase.first
         run.begin()
         train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
 

@@ -78,12 +78,12 @@ def control_entry(archive: Archive, runs: Mapping[str, Runs]) -> str:
     """Return the entry on how the policies act, from the settings of their fine-tunings."""
     names = [f"finetune/{method}/seed_{seed}" for method, found in runs.items() for seed in found.single]
     notes = [archive.jobs.get(name) for name in (*names, "few/finetune", "reference/finetune")]
-    sources, poses = ({setting(note, key) for note in notes if note} for key in ("code_source", "pose_weight"))
-    if sources != {"none"}:
-        return bullet(f"**How the policies act.** Fine-tuned with `code_source={listed(sources)}`.")
+    modes, poses = ({setting(note, key) for note in notes if note} for key in ("acting", "aids.pose_weight"))
+    if modes != {"none"}:
+        return bullet(f"**How the policies act.** Fine-tuned with `acting={listed(modes)}`.")
     return bullet(
         "**How the policies act.** No latent token is decoded in control. Every fine-tuning on this page has",
-        "`code_source=none`: the zero code is in every slot, in training and in control. Latent pre-training only",
+        "`acting=none`: the zero code is in every slot, in training and in control. Latent pre-training only",
         "gives the weights that fine-tuning starts from. In training the head also predicts the pose of the end",
         f"effector (`pose_weight={listed(poses)}`), which is `robot_obs` of the labeled windows: a label is actions",
         "and robot states. In control the policy sees only the image and the instruction.",

@@ -75,9 +75,13 @@ def default_of(program: str, key: str) -> Any:
 
 
 def recipe(program: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that define a row of the page: without places, seeds and facts of the machine."""
+    """Return the settings that define a row of the page: without places, seeds and facts of the machine.
+
+    And without the aids of pre-training: the keys of the modules that they set say the same, also in older archives.
+    """
     left_out = {*PLACES, *MACHINE, *(() if program == "vw2_robot.envs.recording.record" else SEEDS)}
-    return {key: value for key, value in settings.items() if key not in left_out}
+    copied = "aids." if program == "vw2_robot.pretrain.pretrain_on_openx" else ()
+    return {key: value for key, value in settings.items() if key not in left_out and not key.startswith(copied)}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,16 +15,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.keys import defaults_of
 from vw2_robot.data.clips import make_windows
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
@@ -64,7 +63,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
     """Measure rounds of one clip, then of the windows of one episode, for about that long."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "paper.yaml").read_text(encoding="utf-8"))
+    tree = defaults_of("pretrain", "model=paper")
     config = config_from(DLDMConfig, tree["dldm"])
     clip = clip_rows(replace(config, num_frames=NUM_FRAMES), 0.4 * seconds)
     windows = windows_row(replace(config, **SMALL), tree["extract_latents"]["cache_stride"], 0.4 * seconds)

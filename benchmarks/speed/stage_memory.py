@@ -89,6 +89,7 @@ def stages(folder: Path) -> list[Stage]:
         f"++train_dldm.phase2={loop}",
         f"++train_policy.loop={loop}",
         "++train_dldm.validation_clips=8",
+        "aids.reader=false",
         "++hardware={device: cpu, threads: 1}",
     ]
     finetune = [f"policy={run}", f"run_dir={tuned}", f"data.path={folder / 'calvin'}", "data.validation_fraction=0.25"]

@@ -70,8 +70,8 @@ def main() -> None:
         calvin = write_calvin(folder / "calvin", length=LENGTH, px=SIDE) if stage == "fine-tuning" else folder
         loops: dict[str, Callable[[PretrainConfig, TimedRun], None]] = {
             "video prior": run_prior,
-            "phase 1": partial(run_phase, phase=1),
-            "phase 2": partial(run_phase, phase=2),
+            "phase 1": partial(run_phase, name="phase 1"),
+            "phase 2": partial(run_phase, name="phase 2"),
             "policy": run_policy,
             "fine-tuning": partial(run_fine_tuning, settings=settings, calvin=calvin),
         }

@@ -62,6 +62,7 @@ def pretrain_overrides(data: Path, out: Path) -> list[str]:
         f"run_dir={out / 'run'}",
         f"data.path={data / 'calvin'}",
         "data.validation_fraction=0.1",
+        "aids.reader=false",  # its step is that of phase 2 without the dLDM's
         f"++train_vdm={{{loop}, batch_size: 8}}",
         f"++train_dldm.phase1={{{loop}, batch_size: 16}}",
         f"++train_dldm.phase2={{{loop}, batch_size: 16}}",

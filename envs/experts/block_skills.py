@@ -7,13 +7,14 @@ center. On the shelf behind the door the gripper leans back, because the wall st
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .motion import CLOSE, OPEN, BlockState, EndEffector, Motion, WorldState, vector, wrap
-from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
+from .skills import ASIDE_M, NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
 CORNER_PITCH = -0.6
@@ -25,11 +26,19 @@ GRASP_DEPTH_M = 0.004
 """How far below a block's center the fingers close."""
 ABOVE_M = 0.09
 """Distance from a block, along the approach, at which the descent begins."""
+HIGH_M = 0.1
+"""How much higher a "high" route leads."""
 WIDE_M = 0.06
 """Lateral offset beyond which the gripper has to go around."""
 FUNNEL_SLOPE = 2.0
 """Height over the block for each meter of lateral offset beyond `FUNNEL_M`."""
 FUNNEL_M = 0.006
+WRIST_YAW = (-0.7, 4.8)
+"""Range of the wrist, with a margin."""
+WRIST_MIDDLE = sum(WRIST_YAW) / 2
+NEAR_GRASP_RAD = 0.5
+FARTHEST_GRASP_RAD = 2.4
+"""Nearer than the first, the wrist is nearly at a grasp; farther than the second, another is much nearer."""
 STALL_STEPS = 5
 STALL_M = 0.025
 """A gripper this near its goal that has not moved for `STALL_STEPS` steps does not come nearer."""
@@ -41,6 +50,8 @@ REACH_X = (-0.34, 0.40)
 """Along the table; with a block further to the right the expert fails."""
 PUSH_M = 0.115
 """How far a block is pushed; the task oracle demands 0.1."""
+PLACE_GAP_M = 0.1
+"""A place on the shelf this far from other blocks is free."""
 GRIPPER_HALF_WIDTH_M = 0.105
 """Half extent of the gripper along the line on which the fingers open."""
 DRAWER_REACH_M = 0.13
@@ -58,22 +69,24 @@ def push_block(ee: EndEffector, color: str, *, right: bool) -> Motion:
     Returns:
         Generator of relative actions [7].
     """
-    yield from back_off(ee)
-    ee.gripper = CLOSE
-    side = -1.0 if right else 1.0
-    block = ee.world.blocks[color]
-    start = block.position[0]
-    gap = half_width_x(block) + 0.045  # the closed fingers come down free of the block
-    beside = np.array([start + side * gap, block.position[1], block.position[2] + 0.002])
-    yield from ee.move_to(ee.near(beside + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
-    yield from ee.move_to(beside, yaw=NEUTRAL_YAW)
-    yield from _push_until(ee, color, -side * vector(1.0, 0.0, 0.0), PUSH_M)
+    way = vector(1.0 if right else -1.0, 0.0, 0.0)
+    aside = {"in front": -1.0, "behind": 1.0}.get(ee.route)
+    if aside is not None:
+        yield from _go_around(ee, color, way, vector(0.0, aside, 0.0))
+    else:
+        yield from back_off(ee)
+        ee.gripper = CLOSE
+        block = ee.world.blocks[color]
+        beside = block.position - way * clearance(block, way) + vector(0.0, 0.0, 0.002)
+        yield from ee.move_to(ee.near(beside + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
+        yield from ee.move_to(beside, yaw=NEUTRAL_YAW)
+    yield from _push_until(ee, color, way, PUSH_M)
     yield from back_off(ee)
 
 
 def lift_block(ee: EndEffector, color: str) -> Motion:
     """Grasp a block wherever it stands and lift it; a door in the way is pushed aside first."""
-    if not _is_over(ee, color):
+    if not is_over(ee.world, color):
         yield from back_off(ee)
     world = ee.world
     block = world.blocks[color]
@@ -83,7 +96,7 @@ def lift_block(ee: EndEffector, color: str) -> Motion:
         room = world.fixtures.slide_range - world.slide if is_left else world.slide
         if room > 0.02:
             yield from move_slider(ee, left=is_left)
-    yield from grasp(ee, color)
+    yield from grasp(ee, color, middle_yaw=grasp_yaws(ee.world, color).get(ee.route, NEUTRAL_YAW))
     pitch = ee.pitch
     away = -0.03 if pitch < 0 else 0.0  # a gripper that touches the back wall of the shelf cannot place the block
     yield from ee.move_to(ee.world.tcp + vector(0.0, away, 0.12), pitch=pitch, speed=0.8, limit=30)
@@ -102,11 +115,16 @@ def rotate_block(ee: EndEffector, color: str, *, right: bool) -> Motion:
     Returns:
         Generator of relative actions [7].
     """
-    if not _is_over(ee, color):
+    if not is_over(ee.world, color):
         yield from back_off(ee)
     angle = (-1.0 if right else 1.0) * ee.rng.uniform(1.45, 1.65)
     yield from grasp(ee, color, middle_yaw=NEUTRAL_YAW - angle / 2)
-    yield from ee.move_to(ee.world.tcp + vector(0.0, 0.0, 0.002), yaw=ee.world.target_euler[2] + angle, limit=45)
+    grasped = ee.world.tcp
+    yaw = ee.world.target_euler[2] + angle
+    if ee.route == "high":
+        yield from ee.move_to(grasped + vector(0.0, 0.0, 0.05), tolerance=0.02, limit=15)
+        yield from ee.move_to(grasped + vector(0.0, 0.0, 0.05), yaw=yaw, limit=60)
+    yield from ee.move_to(ee.world.tcp * (1, 1, 0) + (0, 0, grasped[2] + 0.002), yaw=yaw, limit=45)
     yield from ee.set_gripper(OPEN, env_steps=5)
     yield from back_off(ee)
 
@@ -115,7 +133,7 @@ def place_in_slider(ee: EndEffector) -> Motion:
     """Place the held block on the shelf, in the compartment that the door leaves open."""
     if ee.world.held() is None:
         yield from _take_any(ee)
-    x = _free_shelf_x(ee)
+    x = _shelf_x(ee)
     # In front of the shelf, then in over its edge, then down; the release height depends on how the block is held.
     yield from _carry(ee, (x, -0.09, 0.58), pitch=SHELF_PITCH)
     yield from ee.move_to((x, SHELF_Y - 0.01, 0.56), pitch=SHELF_PITCH, tolerance=0.025, limit=30)
@@ -127,7 +145,7 @@ def place_in_drawer(ee: EndEffector) -> Motion:
     """Place the held block in the open drawer."""
     if ee.world.held() is None:
         yield from _take_any(ee)
-    x = ee.world.fixtures.drawer_x + ee.rng.uniform(-0.08, 0.08)
+    x = ee.world.fixtures.drawer_x + ee.along(0.08)
     y = TABLE_EDGE_Y - 0.04 - 0.55 * max(ee.world.drawer - 0.04, 0.0)  # a little behind the middle of the open part
     yield from _carry(ee, (x, y, 0.53))
     yield from ee.move_to((x, y, 0.372 - ee.world.held_offset()), tolerance=0.015, limit=40)
@@ -139,12 +157,18 @@ def stack_block(ee: EndEffector) -> Motion:
     if ee.world.held() is None:
         yield from _take_any(ee)
     held = ee.world.held()
-    others = [b for c, b in ee.world.blocks.items() if c != held and b.rests_on("base_link")]
+    others = stack_places(ee.world)
     if held is None or not others:
         return
-    below = min(others, key=lambda block: float(np.linalg.norm(block.position - ee.world.tcp)))
+    nearest = min(others, key=lambda block: float(np.linalg.norm(block.position - ee.world.tcp)))
+    below = {"left": others[0], "right": others[-1]}.get(ee.route, nearest)
     x, y, z = below.position
     yaw = grasp_yaw(below, ee.world.target_euler[2])
+    if ee.side and ee.world.tcp[1] > 0.0:  # from the shelf: before the door's knob, which the straight line may meet
+        ee.gripper = CLOSE
+        shelf_x, shelf_y, _ = ee.world.tcp
+        for front_y in (min(shelf_y, 0.06), FRONT_Y):
+            yield from ee.move_to((shelf_x, front_y, TRAVEL_Z + 0.03), pitch=ee.pitch, tolerance=0.03, limit=30)
     yield from _carry(ee, (x, y, z + 0.12), yaw=yaw)
     # The block must be over the other one, not the tool: subtract where the block sits between the fingers.
     x, y = below.position[:2] - (ee.world.blocks[held].position - ee.world.tcp)[:2]
@@ -161,7 +185,8 @@ def unstack_block(ee: EndEffector) -> Motion:
         return
     ee.gripper = CLOSE
     block = ee.world.blocks[color]
-    side = 1.0 if block.position[0] > 0.13 else -1.0  # push toward the middle of the table
+    # Without a route it is pushed toward the middle of the table.
+    side = -ee.side or (1.0 if block.position[0] > 0.13 else -1.0)
     beside = block.position + vector(side * (half_width_x(block) + 0.045), 0.0, 0.004)
     yield from ee.move_to(ee.near(beside + vector(0.0, 0.0, 0.07)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from ee.move_to(beside, yaw=NEUTRAL_YAW)
@@ -171,22 +196,57 @@ def unstack_block(ee: EndEffector) -> Motion:
 
 def push_into_drawer(ee: EndEffector) -> Motion:
     """Push a block from behind over the front edge of the table into the open drawer."""
-    yield from back_off(ee)
-    ee.gripper = CLOSE
-    color = _block_before_drawer(ee.world)
-    if color is None:  # no block stands in front of the drawer: carry one into it instead
+    if not ee.side:
+        yield from back_off(ee)
+        ee.gripper = CLOSE
+    before = blocks_before_drawer(ee.world)
+    if not before:  # no block stands in front of the drawer: carry one into it instead
         yield from _take_any(ee)
         if ee.world.held() is not None:
             yield from place_in_drawer(ee)
         return
+    ordered = sorted(before, key=lambda color: float(ee.world.blocks[color].position[0]))
+    color = {"left": ordered[0], "right": ordered[-1]}.get(ee.route, before[0])
     block = ee.world.blocks[color]
     x, y, z = block.position
     # From the wall side toward the edge, far enough beyond it for the block to fall.
-    behind = np.array([x, y + half_width_y(block) + 0.035, z + 0.002])
-    yield from ee.move_to(ee.near(behind + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
-    yield from ee.move_to(behind, yaw=NEUTRAL_YAW)
+    if ee.side:
+        yield from _go_around(ee, color, vector(0.0, -1.0, 0.0), vector(ee.side, 0.0, 0.0))
+    else:
+        behind = np.array([x, y + half_width_y(block) + 0.035, z + 0.002])
+        yield from ee.move_to(ee.near(behind + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
+        yield from ee.move_to(behind, yaw=NEUTRAL_YAW)
     yield from ee.move_to((x, TABLE_EDGE_Y - 0.05, z + 0.002), yaw=NEUTRAL_YAW, speed=0.8, limit=40)
     yield from back_off(ee)
+
+
+def wait_before(ee: EndEffector, color: str, way: NDArray[np.float64]) -> Motion:
+    """Bring the closed fingers down on the side of a block to which a push leads, so that a push must go around it.
+
+    Args:
+        ee: the end effector.
+        color: of the block.
+        way: unit vector [3] of the push, along x or y.
+    """
+    yield from back_off(ee)
+    ee.gripper = CLOSE
+    block = ee.world.blocks[color]
+    place = block.position + way * (clearance(block, way) + 0.01) + vector(0.0, 0.0, 0.002)
+    if REACH_X[0] < place[0] < REACH_X[1]:
+        yield from ee.move_to(place + vector(0.0, 0.0, 0.08), yaw=NEUTRAL_YAW, tolerance=0.02)
+        yield from ee.move_to(place, yaw=NEUTRAL_YAW)
+
+
+def cross_over(ee: EndEffector, color: str) -> Motion:
+    """Bring the open gripper over a block with the wrist across it, halfway between the two grasps if it can."""
+    yield from back_off(ee)
+    ee.gripper = OPEN
+    block = ee.world.blocks[color]
+    yaw = min(
+        (grasp_yaw(block, WRIST_MIDDLE) + quarter for quarter in (-math.pi / 2, math.pi / 2)),
+        key=lambda yaw: abs(yaw - WRIST_MIDDLE),
+    )
+    yield from ee.move_to(block.position + vector(0.0, 0.0, ABOVE_M), yaw=yaw + ee.rng.uniform(-0.3, 0.3))
 
 
 def grasp(ee: EndEffector, color: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion:
@@ -207,11 +267,14 @@ def grasp(ee: EndEffector, color: str, *, middle_yaw: float = NEUTRAL_YAW) -> Mo
         is_on_right = block.position[0] < sum(ee.world.door_span()) / 2
         yaw = min(yaw, math.pi / 2) if is_on_right else max(yaw, math.pi / 2)
     pitch = _grasp_pitch(ee.world, block)
-    if not _is_over(ee, color):
+    if not is_over(ee.world, color):
         above = block.position + ABOVE_M * _approach(pitch)
-        if pitch < 0 and abs(above[0] - ee.world.tcp[0]) > WIDE_M:  # the straight line leads through the door's knob
-            front = vector(above[0], FRONT_Y, max(above[2], TRAVEL_Z))
+        # The straight line leads through the door's knob.
+        if pitch < 0 and (abs(above[0] - ee.world.tcp[0]) > WIDE_M or ee.side):
+            front = vector(above[0] + ASIDE_M * ee.side, FRONT_Y, max(above[2], TRAVEL_Z))
             yield from ee.move_to(ee.near(front), yaw=yaw, tolerance=0.05)
+        if ee.route == "high":
+            yield from ee.move_to(ee.near(above + vector(0.0, 0.0, HIGH_M)), yaw=yaw, pitch=pitch, tolerance=0.05)
         yield from ee.move_to(ee.near(above), yaw=yaw, pitch=pitch, tolerance=0.035)
     yield from _descend(ee, color, yaw=yaw, pitch=pitch)
     yield from ee.set_gripper(CLOSE, env_steps=7)
@@ -222,16 +285,15 @@ def _approach(pitch: float) -> NDArray[np.float64]:
     return vector(0.0, math.sin(pitch), math.cos(pitch))
 
 
-def _is_over(ee: EndEffector, color: str) -> bool:
+def is_over(world: WorldState, color: str) -> bool:
     """Return whether the open gripper is so near the approach to a block that it need not retreat first."""
-    block = ee.world.blocks[color]
-    height, lateral = _offset_from_grasp(ee, color, _grasp_pitch(ee.world, block))
-    return ee.world.target_grip > 0 and ee.world.width > 0.07 and -0.02 < height < 0.2 and lateral < WIDE_M
+    height, lateral = _offset_from_grasp(world, color, _grasp_pitch(world, world.blocks[color]))
+    return world.target_grip > 0 and world.width > 0.07 and -0.02 < height < 0.2 and lateral < WIDE_M
 
 
-def _offset_from_grasp(ee: EndEffector, color: str, pitch: float) -> tuple[float, float]:
+def _offset_from_grasp(world: WorldState, color: str, pitch: float) -> tuple[float, float]:
     """Return the offset of the tool from its grasp of a block: along the approach, and lateral to it; meters."""
-    offset = ee.world.tcp - ee.world.blocks[color].position + vector(0.0, 0.0, GRASP_DEPTH_M)
+    offset = world.tcp - world.blocks[color].position + vector(0.0, 0.0, GRASP_DEPTH_M)
     height = float(offset @ _approach(pitch))
     return height, float(np.linalg.norm(offset - height * _approach(pitch)))
 
@@ -245,7 +307,7 @@ def _descend(ee: EndEffector, color: str, *, yaw: float, pitch: float, limit: in
     """
     last_positions = [ee.world.tcp] * STALL_STEPS
     for _ in range(limit):
-        _, lateral = _offset_from_grasp(ee, color, pitch)
+        _, lateral = _offset_from_grasp(ee.world, color, pitch)
         yaw_error = abs(float(wrap(ee.world.euler[2] - yaw)))
         rise = min(ABOVE_M, FUNNEL_SLOPE * max(0.0, lateral - FUNNEL_M) + 0.2 * max(0.0, yaw_error - 0.2))
         goal = ee.world.blocks[color].position - vector(0.0, 0.0, GRASP_DEPTH_M)
@@ -260,6 +322,28 @@ def _descend(ee: EndEffector, color: str, *, yaw: float, pitch: float, limit: in
 def grasp_yaw(block: BlockState, middle: float) -> float:
     """Return the yaw nearest to `middle` at which the fingers close across the block's short side."""
     return middle + (block.yaw - middle + math.pi / 2) % math.pi - math.pi / 2
+
+
+def grasp_yaws(world: WorldState, color: str) -> dict[str, float]:
+    """Return the grasps that a block offers to the left and to the right of the wrist's present yaw, by route.
+
+    A wrist that is nearly at one of them already finds it on both sides; those far away or out of reach are left out.
+    """
+    present = float(world.target_euler[2])
+    nearest = grasp_yaw(world.blocks[color], present)
+    reachable = [
+        yaw
+        for yaw in (nearest - math.pi, nearest, nearest + math.pi)
+        if WRIST_YAW[0] < yaw < WRIST_YAW[1] and abs(yaw - present) < FARTHEST_GRASP_RAD
+    ]
+    left = [yaw for yaw in reachable if yaw > present - NEAR_GRASP_RAD]
+    right = [yaw for yaw in reachable if yaw < present + NEAR_GRASP_RAD]
+    return ({"wrist left": min(left)} if left else {}) | ({"wrist right": max(right)} if right else {})
+
+
+def clearance(block: BlockState, way: NDArray[np.float64]) -> float:
+    """Return how far from a block's center the closed fingers are free of it, along `way`, the x or the y axis."""
+    return half_width_x(block) + 0.045 if way[0] else half_width_y(block) + 0.035
 
 
 def half_width_x(block: BlockState, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
@@ -356,22 +440,28 @@ def can_push_into_drawer(world: WorldState) -> bool:
 
     A block that the robot touches at the start does not count for the task oracle, even if it ends in the drawer.
     """
-    before = _block_before_drawer(world)
-    candidates = list(world.blocks) if before is None else [before]
+    before = blocks_before_drawer(world)
     return world.drawer > 0.15 and any(
-        (color == before or stands_in_reach(world, color)) and ("robot", "") not in world.blocks[color].touches
-        for color in candidates
+        (color in before or stands_in_reach(world, color)) and ("robot", "") not in world.blocks[color].touches
+        for color in before[:1] or world.blocks
     )
 
 
-def _block_before_drawer(world: WorldState) -> str | None:
-    """Return the color of a block on the table in front of the drawer, or None."""
+def blocks_before_drawer(world: WorldState) -> list[str]:
+    """Return the colors of the blocks on the table in front of the drawer."""
 
     def lies_before(block: BlockState) -> bool:
         inside = abs(block.position[0] - world.fixtures.drawer_x) < DRAWER_REACH_M
         return inside and {("table", "base_link")} == set(block.touches) - {("robot", "")}
 
-    return next((color for color, block in world.blocks.items() if lies_before(block)), None)
+    return [color for color, block in world.blocks.items() if lies_before(block)]
+
+
+def stack_places(world: WorldState) -> list[BlockState]:
+    """Return the blocks on the table that the held block can be stacked on, from left to right."""
+    held = world.held()
+    others = [b for c, b in world.blocks.items() if c != held and b.rests_on("base_link")]
+    return sorted(others, key=lambda block: float(block.position[0]))
 
 
 def _grasp_pitch(world: WorldState, block: BlockState) -> float:
@@ -389,9 +479,24 @@ def _is_beside_door(world: WorldState, block: BlockState) -> bool:
     return block.position[1] > 0.03 and low - GRIPPER_HALF_WIDTH_M < block.position[0] < high + GRIPPER_HALF_WIDTH_M
 
 
-def _free_shelf_x(ee: EndEffector) -> float:
-    """Return x of a free place on the open part of the shelf, far from the door and from blocks that stand there."""
-    world = ee.world
+def free_shelf_places(world: WorldState) -> list[float]:
+    """Return x of the free places on the open part of the shelf, from left to right; perhaps none is quite free."""
+    return sorted(x for x, room in _shelf_places(world).items() if room == PLACE_GAP_M)
+
+
+def _shelf_x(ee: EndEffector) -> float:
+    """Return x of a place on the shelf: the free one that the route names, else the freest; the middle wins a tie."""
+    free, places = free_shelf_places(ee.world), _shelf_places(ee.world)
+    if ee.side and free:
+        return free[0] if ee.side < 0 else free[-1]
+    return max(places, key=places.__getitem__)
+
+
+def _shelf_places(world: WorldState) -> dict[float, float]:
+    """Return the middle and the ends of the open part of the shelf, and how far each is from other blocks.
+
+    They are clear of the door. Distances are cut at `PLACE_GAP_M`, which is far enough.
+    """
     is_left = world.slide < world.fixtures.slide_range / 2
     low, high = world.fixtures.open_compartments[0 if is_left else 1]
     door_low, door_high = world.door_span()
@@ -401,9 +506,7 @@ def _free_shelf_x(ee: EndEffector) -> float:
         low = min(high, max(low, door_high + GRIPPER_HALF_WIDTH_M))
     held = world.held()
     taken = [b.position[0] for c, b in world.blocks.items() if c != held and b.position[1] > 0.03]
-    # Middle or one of the ends: the farthest from other blocks, where 0.1 m is far enough; the middle wins a tie.
-    places = [(low + high) / 2, low, high]
-    return max(places, key=lambda x: min([0.1, *(abs(x - other) for other in taken)]))
+    return {x: min([PLACE_GAP_M, *(abs(x - other) for other in taken)]) for x in ((low + high) / 2, low, high)}
 
 
 def _take_any(ee: EndEffector) -> Motion:
@@ -412,6 +515,49 @@ def _take_any(ee: EndEffector) -> Motion:
     on_table = {color: block for color, block in ee.world.blocks.items() if block.rests_on("base_link")}
     if on_table:
         yield from lift_block(ee, min(on_table, key=lambda color: abs(on_table[color].position[0] - 0.1)))
+
+
+def _go_around(ee: EndEffector, color: str, way: NDArray[np.float64], aside: NDArray[np.float64]) -> Motion:
+    """Bring the closed fingers to where a push begins: low, and around the block on one side.
+
+    From above they come down at that side of the block. Fingers that are low already, on the side where the push leads,
+    first leave it sideways.
+
+    Args:
+        ee: the end effector.
+        color: of the block.
+        way: unit vector [3] of the push, along x or y.
+        aside: unit vector [3] across, toward the side on which to pass.
+    """
+    if not is_low_near(ee.world, color):
+        yield from back_off(ee)
+    ee.gripper = CLOSE
+    center = ee.world.blocks[color].position + vector(0.0, 0.0, 0.002)
+    passing = aside * (clearance(ee.world.blocks[color], aside) + 0.005)
+    start = -way * clearance(ee.world.blocks[color], way)
+    offset = ee.world.tcp - center
+    # Behind a block the gripper leans back, clear of the door's knob.
+    move_low = functools.partial(
+        ee.move_to, yaw=NEUTRAL_YAW, pitch=SHELF_PITCH if aside[1] > 0 else 0.0, tolerance=0.02
+    )
+    if offset[2] > 2 * HALF_HEIGHT_M:
+        yield from move_low(ee.near(center + passing + vector(0.0, 0.0, 0.08)))
+        yield from move_low(center + passing)
+    elif offset @ way > 0.5 * (start @ way):
+        along, across = float(offset @ way), float(offset @ aside)
+        if abs(across) < passing @ aside:
+            # Off the block before sideways, or friction takes it along.
+            along = max(along, -float(start @ way))
+            yield from move_low(center + way * along + aside * across, limit=10)
+        yield from move_low(center + way * max(along, 0.0) + passing, limit=25)
+    yield from move_low(center + start + passing, limit=25)
+    yield from ee.move_to(center + start, yaw=NEUTRAL_YAW, tolerance=0.006, limit=30)
+
+
+def is_low_near(world: WorldState, color: str) -> bool:
+    """Return whether the closed fingers are low beside a block, so that they need not rise to get around it."""
+    offset = world.tcp - world.blocks[color].position
+    return world.target_grip < 0 and abs(offset[2]) < HALF_HEIGHT_M and float(np.linalg.norm(offset)) < 0.16
 
 
 def _push_until(ee: EndEffector, color: str, direction: NDArray[np.float64], distance: float) -> Motion:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from vw2_robot.errors import InputError
 from ..calvin import CalvinEnv
 from . import block_skills, skills
 from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, WorldState, world_from_info
+from .ways import SPEEDS, Way
 
 DOOR_MARGIN_M = 0.01
 """How much farther than the oracle's threshold a door must be able to move before a task counts as feasible."""
@@ -44,7 +46,13 @@ class Demonstrator:
         self._error = np.zeros(3)
 
     def start(
-        self, task: str, env: CalvinEnv, rng: np.random.Generator, *, error: NDArray[np.float64] | None = None
+        self,
+        task: str,
+        env: CalvinEnv,
+        rng: np.random.Generator,
+        *,
+        error: NDArray[np.float64] | None = None,
+        way: Way | None = None,
     ) -> None:
         """Begin a task in the present state.
 
@@ -54,6 +62,7 @@ class Demonstrator:
             rng: generator of the style and of all random choices of the skill.
             error: offset [3] in meters that is added to all positions that the expert reads, to provoke a failed
                 attempt; None: no offset.
+            way: how to do the task, of `choose_way`; None: the expert's usual way.
 
         Raises:
             KeyError: there is no skill for this task; the message lists those that exist.
@@ -61,7 +70,10 @@ class Demonstrator:
         if task not in SKILLS:
             raise KeyError(f"no demonstrator for task {task!r}; there is one for {', '.join(sorted(SKILLS))}")
         self._error = np.zeros(3) if error is None else error
-        self._end_effector = EndEffector(self._observe(env), rng, Style.sample(rng))
+        style, route = Style.sample(rng), "only"
+        if way is not None:
+            style, route = replace(style, speed=float(rng.uniform(*SPEEDS[way.speed]))), way.route
+        self._end_effector = EndEffector(self._observe(env), rng, style, route)
         self._skill = SKILLS[task]
         self._motion = None
 

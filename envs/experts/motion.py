@@ -262,12 +262,14 @@ class EndEffector:
         world: the state to begin with.
         rng: generator of tremor and detours.
         style: speed, tremor and detours.
+        route: which of the task's routes to take (ways.py); "only": the one that needs no choice.
     """
 
-    def __init__(self, world: WorldState, rng: np.random.Generator, style: Style) -> None:
+    def __init__(self, world: WorldState, rng: np.random.Generator, style: Style, route: str = "only") -> None:
         self.world = world
         self.rng = rng
         self.style = style
+        self.route = route
         self.gripper = OPEN
 
     def move_to(
@@ -321,6 +323,17 @@ class EndEffector:
     def near(self, position: NDArray[np.float64] | tuple[float, float, float]) -> NDArray[np.float64]:
         """Return a random point near `position`; waypoints made with it give each demonstration its own path."""
         return np.asarray(position) + self.rng.normal(scale=max(self.style.detour_m, 1e-9), size=3)
+
+    def along(self, half_m: float) -> float:
+        """Return a random offset within `half_m`; with a route to the left or right, in that outer half."""
+        inner = half_m / 2
+        low, high = {"left": (-half_m, -inner), "right": (inner, half_m)}.get(self.route, (-half_m, half_m))
+        return float(self.rng.uniform(low, high))
+
+    @property
+    def side(self) -> float:
+        """Side of the route along x: -1 left, 1 right, 0 neither."""
+        return {"left": -1.0, "right": 1.0}.get(self.route, 0.0)
 
     def _toward(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
         """Return one action of a proportional controller on the measured pose, within the speed of the style."""

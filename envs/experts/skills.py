@@ -28,6 +28,8 @@ KNOB_Y = -0.016
 KNOB_Z = 0.535
 LEVER_DIRECTION = np.array([0.0, 0.5, 0.866])
 NEUTRAL_YAW = 1.5
+ASIDE_M = 0.06
+"""How far to the side a route from the left or right begins."""
 LEVER_PITCH = -0.7
 """The raised lever is at the edge of the arm's reach; a gripper that leans forward gets there."""
 
@@ -61,7 +63,7 @@ def open_drawer(ee: EndEffector) -> Motion:
     """Hook the closed fingers behind the bar and pull."""
     yield from back_off(ee)
     ee.gripper = CLOSE
-    x = ee.world.fixtures.drawer_x + ee.rng.uniform(-0.05, 0.05)
+    x = ee.world.fixtures.drawer_x + ee.along(0.05)
     hook_y = BAR_Y + 0.037 - ee.world.drawer  # in the gap behind the bar
     yield from ee.move_to(ee.near((x, hook_y, 0.46)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from ee.move_to((x, hook_y, 0.43), yaw=NEUTRAL_YAW)
@@ -74,7 +76,7 @@ def close_drawer(ee: EndEffector) -> Motion:
     """Descend in front of the bar and push it in."""
     yield from back_off(ee)
     ee.gripper = CLOSE
-    x = ee.world.fixtures.drawer_x + ee.rng.uniform(-0.06, 0.06)
+    x = ee.world.fixtures.drawer_x + ee.along(0.06)
     front_y = BAR_Y - ee.world.drawer - 0.06
     yield from ee.move_to(ee.near((x, front_y, 0.48)), yaw=NEUTRAL_YAW, tolerance=0.03)
     yield from ee.move_to((x, front_y, HOOK_Z + 0.005), yaw=NEUTRAL_YAW)
@@ -91,7 +93,8 @@ def move_slider(ee: EndEffector, *, left: bool) -> Motion:
     knob = fixtures.slide_handle_x - ee.world.slide
     end = fixtures.slide_handle_x - (fixtures.slide_range if left else 0.0)
     z = KNOB_Z + ee.rng.uniform(-0.008, 0.008)
-    yield from ee.move_to(ee.near((knob + side * 0.065, -0.12, z + 0.01)), yaw=NEUTRAL_YAW, tolerance=0.025)
+    y, height = (KNOB_Y, z + 0.1) if ee.route == "above" else (-0.12, z + 0.01)
+    yield from ee.move_to(ee.near((knob + side * 0.065, y, height)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from ee.move_to((knob + side * 0.065, KNOB_Y, z), yaw=NEUTRAL_YAW)
     yield from ee.move_to((end + side * 0.02, KNOB_Y, z), yaw=NEUTRAL_YAW)
     yield from back_off(ee)
@@ -107,14 +110,15 @@ def move_lever(ee: EndEffector, *, up: bool) -> Motion:
     if up:
         # From below and in front, under the bar, then up and back along the rail and a little beyond its end.
         below = bar + vector(0.0, -0.055, -0.03)
-        yield from ee.move_to(ee.near(below + vector(0.0, -0.05, 0.03)), yaw=NEUTRAL_YAW, tolerance=0.025)
+        begin = below + vector(ASIDE_M * ee.side, -0.05, 0.03)
+        yield from ee.move_to(ee.near(begin), yaw=NEUTRAL_YAW, tolerance=0.025)
         yield from ee.move_to(below, yaw=NEUTRAL_YAW)
         yield from ee.move_to(bar + vector(0.0, -0.01, -0.025), yaw=NEUTRAL_YAW, limit=12)
         yield from ee.move_to(bar + travel + vector(0.0, 0.02, 0.02), yaw=NEUTRAL_YAW, limit=30)
     else:
         above = bar + vector(0.0, 0.0, 0.05)
         move_leaning = functools.partial(ee.move_to, yaw=NEUTRAL_YAW, pitch=LEVER_PITCH)
-        yield from move_leaning(ee.near(above + vector(0.0, -0.08, 0.02)), tolerance=0.025)
+        yield from move_leaning(ee.near(above + vector(ASIDE_M * ee.side, -0.08, 0.02)), tolerance=0.025)
         yield from move_leaning(above, limit=30)
         yield from move_leaning(bar + travel + vector(0.0, 0.01, 0.015), limit=30)
     yield from back_off(ee)
@@ -127,7 +131,7 @@ def press_button(ee: EndEffector) -> Motion:
     x, y = ee.world.fixtures.button
     x += ee.rng.uniform(-0.012, 0.012)
     y += ee.rng.uniform(-0.012, 0.012)
-    yield from ee.move_to(ee.near((x, y, 0.53)), yaw=NEUTRAL_YAW, tolerance=0.025)
+    yield from ee.move_to(ee.near((x + ASIDE_M * ee.side, y, 0.53)), yaw=NEUTRAL_YAW, tolerance=0.025)
     for action in ee.move_to((x, y, 0.462), yaw=NEUTRAL_YAW, limit=25, speed=0.8):
         yield action
         if ee.world.button > 0.014:  # the light toggles at 0.01

@@ -8,7 +8,8 @@ actions to execute from there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,10 @@ from ..calvin import CalvinEnv
 from ..oracle import TaskOracle
 from ..scene import SCENES
 from ..sequences import TASKS, all_initial_states, start_state
+from .block_skills import blocks_before_drawer, cross_over, wait_before
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from .motion import Action
+from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, vector
+from .ways import FORKS, routes
 
 SCATTER_SHARE = 0.5
 """Share of demonstrations whose blocks on the table are moved away from the protocol's two spots."""
@@ -37,6 +40,8 @@ FAILED_ATTEMPT_ERROR_M = (0.06, 0.04, 0.02)
 """Largest position error of a failed attempt along x, y and z."""
 FAILED_ATTEMPT_STEPS = (10, 60)
 """A failed attempt takes at least 10 and fewer than 60 steps."""
+FORK_SHARE = 0.5
+"""Share of the starts near a goal that are at a fork, where the task has one."""
 MAX_STARTS = 1000
 """Candidates for a start; in scene B few of them place a block in front of the drawer."""
 BLOCK_GAP_M = 0.12
@@ -71,7 +76,14 @@ class Start:
 
 
 def go_to_start(
-    env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator, *, failed_attempts: float = 0.0
+    env: CalvinEnv,
+    task: str,
+    oracle: TaskOracle,
+    rng: np.random.Generator,
+    *,
+    failed_attempts: float = 0.0,
+    near_starts: float = 0.0,
+    at_fork: bool = False,
 ) -> Start:
     """Bring an environment into a random state in which `task` can be done, and return how it got there.
 
@@ -83,6 +95,9 @@ def go_to_start(
         failed_attempts: share of starts that follow a failed attempt at the task, for example with the gripper beside
             the handle or closed on nothing. A learned policy reaches such states by its own errors, so demonstrations
             must show the recovery from them.
+        near_starts: share of starts near the goal, where gripper or wrist are next to move, or where a block stands in
+            the way; see `near_start`.
+        at_fork: whether the start must leave open both routes of a task of `FORKS`, with the block in the way.
 
     Raises:
         InputError: no such state was found among `MAX_STARTS` candidates.
@@ -92,6 +107,17 @@ def go_to_start(
         states = [state for state in all_initial_states() if "drawer" not in task or state["drawer"] == "open"]
     else:
         states = [state for state in all_initial_states() if TASKS[task].apply(state) is not None]
+    # Before the first candidate, since a fork is rarer than other starts.
+    is_near = at_fork or (near_starts > 0 and rng.random() < near_starts)
+    if is_near and task in FORKS:
+        at_fork = at_fork or rng.random() < FORK_SHARE
+    if at_fork and task == "stack_block":  # two blocks on the table, and the third where it can be lifted
+        shelf = [f"lift_{color}_block_slider" for color in BLOCK_COLORS]
+        states = [
+            state
+            for state in states
+            if list(state.values()).count("table") == 2 and any(TASKS[lift].apply(state) is not None for lift in shelf)
+        ]
     for _ in range(MAX_STARTS):
         # 1. A start state of the protocol, perhaps with its blocks moved.
         robot_obs, scene_obs = start_state(states[int(rng.integers(len(states)))], env.scene_name)
@@ -102,12 +128,13 @@ def go_to_start(
         actions = _do_before(env, task, oracle, rng)
         if actions is None or not feasible(task, observe_world(env)):
             continue
-        # 3. Perhaps a failed attempt; it may leave a state in which the task can no longer be done.
+        # 3. Perhaps a failed attempt, or the beginning of the task; the task may then no longer be possible.
         if failed_attempts > 0 and rng.random() < failed_attempts:
-            for action in failed_attempt(env, task, rng):
-                env.step_physics(action)
-                actions.append(action)
-        if feasible(task, observe_world(env)):
+            actions += execute(env, failed_attempt(env, task, rng))
+        if is_near:
+            actions += execute(env, near_start(env, task, rng, at_fork=at_fork))
+        world = observe_world(env)
+        if feasible(task, world) and (not at_fork or routes(task, world) == FORKS[task]):
             return Start(robot_obs, scene_obs, tuple(actions))
     raise InputError(f"no start state for {task} found in scene {env.scene_name} among {MAX_STARTS} candidates")
 
@@ -177,6 +204,58 @@ def failed_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Itera
     expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * FAILED_ATTEMPT_ERROR_M)
     for _ in range(int(rng.integers(*FAILED_ATTEMPT_STEPS))):
         yield expert.act(env)
+
+
+def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: bool = False) -> Iterator[Action]:
+    """Yield the actions that lead near the goal of a task: to where gripper or wrist are next to move.
+
+    Before a push the closed fingers wait on the side of the block to which it leads, so that they must go around it.
+    Before a lift or a rotation the gripper is at the grasp, still open; before placing in the drawer, at the place of
+    release. At a fork it is over the block to lift, with the wrist across it. Other tasks have no such start.
+
+    Args:
+        env: the environment; the caller executes each action before it takes the next.
+        task: name of the task.
+        rng: generator of all random choices.
+        at_fork: whether both routes of a task of `FORKS` must stay open.
+    """
+    verb, color, *rest = task.split("_")
+    if task == "push_into_drawer":
+        before = blocks_before_drawer(observe_world(env))
+        if before:
+            yield from _moved(env, functools.partial(wait_before, color=before[0], way=vector(0.0, -1.0, 0.0)), rng)
+    elif verb == "push":
+        way = vector(1.0 if rest[-1] == "right" else -1.0, 0.0, 0.0)
+        yield from _moved(env, functools.partial(wait_before, color=color, way=way), rng)
+    elif verb == "lift" and rest[-1] != "slider" and at_fork:
+        yield from _moved(env, functools.partial(cross_over, color=color), rng)
+    elif task == "place_in_drawer" or (verb in ("lift", "rotate") and not at_fork):
+        expert = Demonstrator()
+        expert.start(task, env, rng)
+        action = expert.act(env)
+        grip = action[6]
+        for _ in range(BETWEEN_STEPS):
+            yield action
+            action = expert.act(env)
+            if action[6] != grip:  # the fingers are about to close or to open
+                return
+
+
+def _moved(env: CalvinEnv, motion: Callable[[EndEffector], Motion], rng: np.random.Generator) -> Iterator[Action]:
+    """Yield the actions of a motion from the present state."""
+    end_effector = EndEffector(observe_world(env), rng, Style.sample(rng))
+    for action in motion(end_effector):
+        yield action
+        end_effector.world = observe_world(env)
+
+
+def execute(env: CalvinEnv, actions: Iterator[Action]) -> list[Action]:
+    """Execute actions that are chosen one by one, and return them."""
+    done = []
+    for action in actions:
+        env.step_physics(action)
+        done.append(action)
+    return done
 
 
 def _do_one(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> list[Action] | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import PAUSE_STEPS
+from ..experts.ways import Ways
 from .demonstrations import expand_tasks
 from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
@@ -16,8 +17,9 @@ from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recordi
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
 OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
+RERENDERED_TARGET = "vw2_robot.envs.rerendering.rendering.render_video"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots"}
+WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots", RERENDERED_TARGET: "rerendered"}
 
 
 class RecordingJob(NamedTuple):
@@ -39,10 +41,11 @@ class RecordConfig:
     """folder of the data set; it appears when it is complete"""
     env: dict[str, Any]
     """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
-    env=other_robots `hz`, `image_size` and `embodiments`
+    env=other_robots `hz`, `image_size` and `embodiments`, with env=rerendered `data`, `variants`, `image_size` and
+    `embodiments`
     """
     episodes: int = 150
-    """recordings in the training split"""
+    """recordings in the training split; with env=rerendered labeled windows of `env.data`, the first ones"""
     validation_episodes: int = 0
     """recordings of the validation split; null: a tenth of `episodes`"""
     format: Format = "calvin"
@@ -66,6 +69,12 @@ class RecordConfig:
     """probability of each step to be the first of a push against the arm; `commanded_actions` stay the expert's"""
     failed_attempts: float = 0.0
     """share of tasks that begin after a failed attempt, in which the expert acted on wrong object positions"""
+    ways: Ways = "single"
+    """several: every task is done in a way chosen at random, by another route and at another speed, and the labels
+    state it; single: the expert's usual way (docs/simulator.md)
+    """
+    near_starts: float = 0.0
+    """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -89,7 +98,7 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
-        for name in ("perturbations", "failed_attempts"):
+        for name in ("perturbations", "failed_attempts", "near_starts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
@@ -103,15 +112,17 @@ class RecordConfig:
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
-            self.play > 1 or self.max_window is not None or self.perturbations > 0 or self.failed_attempts > 0
+            (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
+            or (self.ways, self.near_starts) != ("single", 0)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations or failed_attempts; leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways or near_starts;"
+                " leave them out"
             )
 
     @property
     def world(self) -> str:
-        """Which environment is recorded, "calvin" or "other_robots"."""
+        """What is recorded, "calvin", "other_robots" or "rerendered"."""
         return WORLDS[self.env["_target_"]]
 
     @property

@@ -14,7 +14,7 @@ none. The first task is given, the others are sampled from the pool, those not y
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -28,7 +28,16 @@ from ..actions import to_relative_action
 from ..calvin import CONTROL_HZ, CalvinEnv
 from ..experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from ..experts.motion import Action, Perturbations
-from ..experts.start_states import PAUSE_STEPS, TASK_GROUPS, Start, failed_attempt, go_to_start
+from ..experts.start_states import (
+    FORK_SHARE,
+    PAUSE_STEPS,
+    TASK_GROUPS,
+    Start,
+    failed_attempt,
+    go_to_start,
+    near_start,
+)
+from ..experts.ways import Ways, choose_way
 from ..instructions import load_instructions
 from ..oracle import TaskOracle
 
@@ -69,6 +78,10 @@ class Recorder:
     """Probability of each step to be the first of a push, see `Perturbations`."""
     failed_attempts: float = 0.0
     """Share of tasks that begin after a failed attempt of the expert, see `go_to_start`."""
+    ways: Ways = "single"
+    """"several": each task is done in a random way, which its label states (experts/ways.py)."""
+    near_starts: float = 0.0
+    """Share of tasks that begin near their goal, see `near_start`."""
 
     def record(
         self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
@@ -89,7 +102,9 @@ class Recorder:
             # A generator of its own for every attempt; the result depends on the seed alone.
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
-            start = go_to_start(env, task, oracle, rng, failed_attempts=self.failed_attempts)
+            start = go_to_start(
+                env, task, oracle, rng, failed_attempts=self.failed_attempts, near_starts=self.near_starts
+            )
             attempt = _Attempt(env, oracle, Perturbations(self.perturbations, rng))
             unsolved = self._simulate(attempt, task, pool, rng)
             if unsolved is None:
@@ -107,7 +122,8 @@ class Recorder:
         while True:
             # 1. The expert solves the task; a few more steps show the goal state.
             expert = Demonstrator()
-            expert.start(task, attempt.env, rng)
+            way = choose_way(task, observe_world(attempt.env), rng) if self.ways == "several" else None
+            expert.start(task, attempt.env, rng, way=way)
             begin = len(attempt.rows)
             if not attempt.solve(task, expert, self.max_steps):
                 return task
@@ -117,7 +133,7 @@ class Recorder:
             label = attempt.label(task, begin, self.max_window, rng)
             if label is None:
                 return task
-            attempt.labels.append(label)
+            attempt.labels.append(label if way is None else replace(label, way=str(way)))
             if len(attempt.labels) == self.play:
                 return None
             # 3. A pause as in play, then the next task.
@@ -135,6 +151,12 @@ class Recorder:
                 and observe_world(attempt.env).held() is None
             ):
                 for action in failed_attempt(attempt.env, task, rng):
+                    attempt.step(action)
+                if not feasible(task, observe_world(attempt.env)):
+                    return task
+            # 5. Perhaps the beginning of it, too.
+            if self.near_starts > 0 and rng.random() < self.near_starts:
+                for action in near_start(attempt.env, task, rng, at_fork=rng.random() < FORK_SHARE):
                     attempt.step(action)
                 if not feasible(task, observe_world(attempt.env)):
                     return task

@@ -228,7 +228,10 @@ def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> No
 
 
 def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
-    """Write one mp4 per window, and `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+    """Write one mp4 per window, and `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames.
+
+    Where the recorder chose among several ways, each line has the way, too.
+    """
     # The folder gets its name when it is complete.
     with atomic_folder(out) as temporary:
         for split, paths in parts.items():
@@ -237,7 +240,8 @@ def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
             for path in paths:
                 part = _read_part(path)
                 for window, label in enumerate(part.about["labels"]):
-                    episode = _window(part, window).episode
+                    demonstration = _window(part, window)
+                    episode = demonstration.episode
                     name = f"video_{_window_name(part, window)}.mp4"
                     # bitexact: equal images give equal bytes
                     encoding = ["-crf", "15", "-bitexact", "-map_metadata", "-1"]
@@ -245,6 +249,8 @@ def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
                         for index in range(len(episode)):
                             video.add(episode.decode(index))
                     caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
+                    if demonstration.way:
+                        caption["way"] = demonstration.way
                     lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
             write_text(temporary / split / "captions.jsonl", "\n".join(lines) + "\n")
 
@@ -282,7 +288,8 @@ def _window(part: _Part, window: int) -> Demonstration:
         hz=part.about["hz"],
         images=part.jpegs[span],
     )
-    return Demonstration(episode=episode, actions=part.actions[span])
+    # Parts of an earlier release state no way.
+    return Demonstration(episode=episode, actions=part.actions[span], way=label.get("way", ""))
 
 
 def _window_name(part: _Part, window: int) -> str:

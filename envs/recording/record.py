@@ -14,7 +14,8 @@ recordings take turns; the others are what is feasible then.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
 "video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
-cross-embodiment pre-training.
+cross-embodiment pre-training. With `env=rerendered` they are the windows of recordings that exist, `env.data`, each
+rendered again in `env.variants` sampled appearances: other materials, light, camera, objects and robots.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from .progress import show_progress
 from .sources import open_source
 
 FREE = ("workers", "out")  # keys that do not change what is recorded
+LATER = {"ways": "single", "near_starts": 0.0}  # with these values a recording of an earlier release is continued
 
 
 def record(config: RecordConfig) -> None:
@@ -60,7 +62,8 @@ def record(config: RecordConfig) -> None:
         require("imageio_ffmpeg", extra="report")
     # One recording at a time: two programs with the same output would overwrite each other.
     with lock_folder(out, what="a recording", beside=True):
-        bind_output(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
+        tree = config_tree(config)
+        bind_output(out, {key: tree[key] for key in tree if key not in FREE and tree[key] != LATER.get(key, ...)})
         _record(config)
 
 

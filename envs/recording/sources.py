@@ -1,16 +1,22 @@
-"""Sources of recordings, by number: demonstrations on CALVIN's tables, one or several, or of other robots."""
+"""Sources of recordings, by number: demonstrations on CALVIN's tables, of other robots, and re-rendered recordings."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from vw2_robot.data.calvin_writer import Label
+from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Count, Rate, number
 
 from ..calvin import CalvinEnv
 from ..other_robots.environment import check_world, solved_episode
+from ..other_robots.world import HOME
 from ..physics import Physics
+from ..rerendering.appearance import PANDA, sample_appearance
+from ..rerendering.rendering import render_video
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
@@ -48,6 +54,8 @@ class CalvinDemonstrations:
             depth=config.depth,
             perturbations=config.perturbations,
             failed_attempts=config.failed_attempts,
+            ways=config.ways,
+            near_starts=config.near_starts,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
@@ -104,6 +112,65 @@ class OtherRobotsDemonstrations:
         self._physics.close()
 
 
-def open_source(config: RecordConfig) -> CalvinDemonstrations | OtherRobotsDemonstrations:
+class Rerenderings:
+    """Labeled windows of a CALVIN data set, each rendered again in several sampled appearances.
+
+    Args:
+        config: of the recording.
+
+    Raises:
+        InputError: no such data set or robots, fewer windows than `config` asks for, or states of an unknown scene.
+    """
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._seed = config.seed
+        self._variants = number(Count, config.env["variants"], "env.variants")
+        self._image_size = number(Count, config.env["image_size"], "env.image_size")
+        self._embodiments = tuple(config.env["embodiments"])
+        if not self._embodiments or set(self._embodiments) - {PANDA, *HOME}:
+            raise InputError(
+                f"env.embodiments={list(self._embodiments)}, expected one or more of {', '.join((PANDA, *HOME))}"
+            )
+        if config.env["data"] is None:
+            raise InputError("env.data is not given; it is a CALVIN data set, published or of vw2-record")
+        self._splits = {split: CalvinDataset(config.env["data"], split) for split, count in config.counts() if count}
+        for split, count in config.counts():
+            windows = self._splits[split].trajectories[:count] if count else []
+            if len(windows) < count:
+                raise InputError(
+                    f"{config.env['data']} has {len(windows)} labeled {split} windows, not {count}; lower episodes or "
+                    "validation_episodes"
+                )
+            if unknown := sorted({window.scene for window in windows} - set(SCENES)):
+                raise InputError(
+                    f"{config.env['data']}: scene {', '.join(unknown)} of {split} windows, expected A to D"
+                )
+
+    def make(self, split: int, number: int) -> RecordedDemonstration:
+        """Return all videos of window `number` of split number `split`, one after the other, with a label each."""
+        dataset = self._splits[SPLITS[split]]
+        window = dataset.trajectories[number]
+        actions, robot_obs, scene_obs = dataset.read_actions_and(window, "robot_obs", "scene_obs")
+        videos = []
+        labels = []
+        for variant in range(self._variants):
+            rng = np.random.default_rng([self._seed, split, number, variant])
+            appearance = sample_appearance(rng, embodiments=self._embodiments)
+            videos.append(render_video(window.scene, appearance, robot_obs, scene_obs, image_size=self._image_size))
+            start = variant * window.length
+            labels.append(Label(window.task, window.instruction, start, start + window.length - 1))
+        arrays: dict[str, Any] = {
+            "rgb_static": np.concatenate(videos),
+            "commanded_actions": np.tile(actions, (self._variants, 1)),
+        }
+        return RecordedDemonstration("rerendered", tuple(labels), arrays)
+
+    def close(self) -> None:
+        """Do nothing: each video frees its simulator."""
+
+
+def open_source(config: RecordConfig) -> CalvinDemonstrations | OtherRobotsDemonstrations | Rerenderings:
     """Return the source that `config.env` names."""
-    return CalvinDemonstrations(config) if config.world == "calvin" else OtherRobotsDemonstrations(config)
+    if config.world == "calvin":
+        return CalvinDemonstrations(config)
+    return OtherRobotsDemonstrations(config) if config.world == "other_robots" else Rerenderings(config)

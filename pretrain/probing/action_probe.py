@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from vw2_robot.data.labeled_steps import target_names
 
-from .features import Quantizer, StepRows, code_values, one_hot_fsq, project
+from .features import Quantizer, StepRows, code_values, one_hot_fsq, project, quantize_components
 from .probes import LinearProbe, Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
 
 Target = Literal["commanded", "moved"]
 KINDS: tuple[Target, ...] = ("commanded", "moved")
-MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
+COMPARED = ("codes_one_hot", "code_values", "pixels_equal", "pixels_quantized", "untrained_codes")
+"""features that a small network is fitted on too, and that are compared across data sets"""
+PIXELS = ("pixels_equal", "pixels_quantized")
 WIDE = 256
 SIGN_QUANTILE = 0.25
 """Sign accuracy leaves out the quarter of the rows that move least in that dimension: their sign is noise."""
@@ -66,7 +68,7 @@ def probe_actions(
     in_scene = {
         rows.name: {
             kind: {
-                feature: score_probes(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
+                feature: score_probes(table[feature], rows, split, kind, seed=seed, mlp=feature in COMPARED)
                 for feature in table
             }
             for kind in kinds_of(rows)
@@ -106,7 +108,9 @@ def features_of(
         seed: of random and of shuffled codes.
     """
     one_hot = one_hot_fsq(rows.indices, quantizer)
-    known = rows.difference[split.train]
+    width = one_hot.shape[1]
+    components = project(rows.difference[split.train], rows.difference, max(WIDE, width))
+    pixel_codes = quantize_components(components[split.train], components, quantizer, rows.indices.shape[1])
     # Baselines: the width of codes without their content, and their content at the wrong steps.
     noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
         int(np.prod(quantizer.levels)), size=rows.indices.shape
@@ -116,8 +120,10 @@ def features_of(
         "codes_one_hot": one_hot,
         "code_values": code_values(rows.indices, quantizer),
         # As many numbers as the codes have: a wider input alone would raise R2.
-        "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
-        "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
+        "pixels_equal": components[:, :width],
+        # As coarse as the codes are: the quantization alone would lower R2.
+        "pixels_quantized": one_hot_fsq(pixel_codes, quantizer),
+        "pixels_wide": components,
         "untrained_codes": one_hot_fsq(untrained.indices, quantizer),
         "random_codes": one_hot_fsq(noise, quantizer),
         "shuffled_codes": one_hot[order],
@@ -193,7 +199,7 @@ class Probed(NamedTuple):
 
     def table(self, feature: str, quantizer: Quantizer) -> NDArray[np.float32]:
         """Return features [R, D]; of pixels the difference itself, as components depend on where a probe is fitted."""
-        if feature == "pixels_equal":
+        if feature in PIXELS:
             return self.rows.difference
         indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
         return code_values(indices, quantizer) if feature == "code_values" else one_hot_fsq(indices, quantizer)
@@ -222,7 +228,7 @@ def transfer(probed: Sequence[Probed], quantizer: Quantizer, kind: Target, *, se
     """
     sources = {one.rows.name: [one] for one in probed}
     found: dict[str, Any] = {}
-    for feature in ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes"):
+    for feature in COMPARED:
         found[feature] = {
             name: {goal.rows.name: _transfer_to(source, goal, quantizer, feature, kind, seed=seed) for goal in probed}
             for name, source in sources.items()
@@ -250,12 +256,14 @@ def _transfer_to(
     # The splits of all sources together; their test sides are not used here.
     split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
     test = goal.table(feature, quantizer)[goal.split.test]
-    if feature == "pixels_equal":
+    if feature in PIXELS:
         # As many components as the codes have features, fitted where the probe is.
-        width = one_hot_fsq(goal.rows.indices[:1], quantizer).shape[1]
-        known = x[split.train]
-        x = project(known, x, width)
-        test = project(known, test, width)
+        queries = goal.rows.indices.shape[1]
+        found = project(x[split.train], np.concatenate([x, test]), queries * sum(quantizer.levels))
+        if feature == "pixels_quantized":
+            codes = quantize_components(found[: len(x)][split.train], found, quantizer, queries)
+            found = one_hot_fsq(codes, quantizer)
+        x, test = found[: len(x)], found[len(x) :]
     predicted = fit_linear(x, y, split).predict(test)
     true = goal.targets(kind, comparable=comparable)[goal.split.test]
     names = target_names(kind)[: true.shape[1]]

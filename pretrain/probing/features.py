@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,6 +171,31 @@ def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width
     """
     mean, directions = principal_components(fitted_on, width)
     return ((features - mean) @ directions).astype(np.float32)
+
+
+def quantize_components(
+    fitted_on: NDArray[np.floating[Any]], components: NDArray[np.floating[Any]], quantizer: Quantizer, queries: int
+) -> NDArray[np.int64]:
+    """Return codes [R, N] of principal components: as many dimensions, each with as many levels, as codes have.
+
+    Within a dimension all levels are equally frequent on the rows `fitted_on`. The first N components, which vary most,
+    become the first dimension of each code.
+
+    Args:
+        fitted_on: [R', C], components of the rows that borders between levels are computed from.
+        components: [R, C], those of the rows to quantize; of them the first N * L are used.
+        quantizer: gives the levels.
+        queries: N, codes of a step.
+    """
+    levels = quantizer.levels
+    indices = np.zeros((len(components), queries), np.int64)
+    for number in range(min(queries * len(levels), components.shape[1])):
+        dimension, code = divmod(number, queries)
+        level = levels[dimension]
+        borders = np.quantile(fitted_on[:, number], np.arange(1, level) / level)
+        # A code is a number in mixed radix, as in `one_hot_fsq`.
+        indices[:, code] += np.searchsorted(borders, components[:, number]) * math.prod(levels[:dimension])
+    return indices
 
 
 def untrained_clone(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, device: torch.device) -> DLDM:

@@ -7,10 +7,14 @@ from typing import Any
 
 from vw2_robot.contracts import ACTION_NAMES
 
+from ..diagnostics.explained_change import TIMES
+from .video_model import SHUFFLE_RATIO
+
 FEATURES = {
     "codes_one_hot": "codes, one-hot FSQ dimensions",
     "code_values": "codes, values",
     "pixels_equal": "pixel difference, same width",
+    "pixels_quantized": "pixel difference, quantized as codes are",
     "pixels_wide": "pixel difference, wider",
     "untrained_codes": "codes of an untrained encoder",
     "random_codes": "random codes",
@@ -33,10 +37,75 @@ def latent_tables(report: Mapping[str, Any]) -> str:
     parts += [probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
     units = {entry["units"] for entry in report["data"]}
     parts += [transfer_table(kind, found, units=len(units)) for kind, found in report["probe"]["transfer"].items()]
+    if report["domains"] is not None:
+        parts.append(domain_table(report["domains"]))
+    if "video_model" in report:
+        parts.append(video_model_table(report["video_model"]))
     parts += [swap_table(report["swap"]), nuisance_table(report["nuisance"]), map_table(report["map"])]
+    if "before" in report:
+        parts.append(before_tables(report["before"]))
     codes = report["codes"]
     parts.append(f"Codes: {codes['used']} used, {codes['dead']} never, perplexity {codes['perplexity']:.1f}.\n")
     return "\n".join(parts)
+
+
+def video_model_table(found: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Return the table of explained change: right, shuffled and null codes, the decoder, and the shuffle ratio."""
+    body = [
+        [name, label, *(value(entry[f"explained_change{codes}_t{t}"]) for t in TIMES)]
+        + ([value(entry["explained_change_decoder"]), value(entry[SHUFFLE_RATIO])] if not codes else ["–", "–"])
+        for name, entry in found.items()
+        for codes, label in {"": "right", "_shuffled": "of another clip", "_null": "null"}.items()
+    ]
+    head = ["data set", "codes", *(f"t = {t}" for t in TIMES), "decoder alone", "shuffle ratio"]
+    return (
+        "Explained change: the share of a clip's motion that the video model renders from frame 0 and codes, without "
+        f"control video, on test clips (0: a still image, 1: the true clip):\n\n{table(head, body)}"
+    )
+
+
+def domain_table(found: Mapping[str, Any]) -> str:
+    """Return the table of the domain probe, and that of the overlaps of code histograms."""
+    accuracy = [[FEATURES[feature], cell(entry, "ratio")] for feature, entry in found["accuracy"].items()]
+    overlap = [
+        [FEATURES[feature], first, *map(value, row.values())]
+        for feature, rows in found["overlap"].items()
+        for first, row in rows.items()
+    ]
+    names = list(found["overlap"]["codes_one_hot"])
+    return (
+        f"Data set read from a step by a linear probe, share of {found['rows']} balanced test steps (chance "
+        f"{found['chance']:.2f}):\n\n{table(['features', 'accuracy'], accuracy)}\n"
+        "Overlap of the code histograms, halves of the demonstrations (the diagonal is one data set with itself):\n\n"
+        f"{table(['features', 'one half of', *names], overlap)}"
+    )
+
+
+def before_tables(found: Mapping[str, Any]) -> str:
+    """Return the table of what has changed in R2, and one line for each other measure."""
+    columns = ("translation", "rotation", "all")
+    body = [
+        [name, kind, *(cell(scores[column], "difference") if column in scores else "–" for column in columns)]
+        for name, kinds in found["r2"].items()
+        for kind, scores in kinds.items()
+    ]
+    lines = [
+        f"{name}, {measure.replace('_', ' ')} (mean of the nuisances): {value(before)} before, "
+        f"{value(found['nuisance']['now'][name][measure])} now.\n"
+        for name, measures in found["nuisance"]["before"].items()
+        for measure, before in measures.items()
+    ]
+    perplexity = found["perplexity"]
+    lines.append(f"Perplexity: {perplexity['before']:.1f} before, {perplexity['now']:.1f} now.\n")
+    return (
+        f"Difference of R2 (codes, one-hot, linear) to {found['dldm']}:\n\n"
+        f"{table(['data set', 'motion', *columns], body)}\n{''.join(lines)}"
+    )
+
+
+def value(number: float | None) -> str:
+    """Return a number as text, "–" where there is none."""
+    return "–" if number is None else f"{number:.2f}"
 
 
 def cell(entry: Mapping[str, Any], key: str) -> str:

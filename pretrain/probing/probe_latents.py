@@ -6,7 +6,7 @@ The dLDM was trained on video alone; here its codes are compared with true motio
 demonstrations that no probe was fitted on, with intervals over demonstrations, and beside baseline features. These
 files are written to `out`, and `vw2-report` makes a section of them:
 
-    latent_report.json   all numbers: action probe, swap test, nuisances, map, code use
+    latent_report.json   all numbers: action probe, domain probe, explained change, swap test, nuisances, map, code use
     latent_report.md     the main ones as tables
     swap.png             A first, A last, B first, B last, A with the codes of B, A with its own codes
     neighbors.png       a step (first, middle, last frame) and the three steps with the nearest codes
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,20 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.storage.files import read_yaml, write_text
 
-from ..train_dldm import encoder_hash
+from ..dldm_modules import encoder_hash
+from ..train_vdm import vdm_of_dldm
 from .action_probe import fit_code_probe, probe_actions, split_sets
+from .before import check_clips, encoded_by, nuisance_means, r2_differences
 from .code_swap import MotionReader, decode_with_codes_of, swap_examples, swap_test
 from .config import ProbeLatentsConfig
 from .datasets import Labeled, dense_changes, in_common_units, open_sets, swap_steps, whole_clips
+from .domains import probe_domains
 from .latent_figures import write_columns, write_grid, write_strips
 from .latent_map import code_use, latent_map, moving_rows, nearest_steps
 from .latent_tables import latent_tables
 from .nuisance import nuisance_examples, nuisance_test
 from .probes import Split
+from .video_model import judge_video_model
 
 FORMAT_VERSION = 1
 IMAGE_ROWS = 6
@@ -55,11 +59,12 @@ def probe_latents(config: ProbeLatentsConfig) -> dict[str, Any]:
         InputError: no dLDM, no labeled data, or too few demonstrations.
     """
     device = config.hardware.torch_device()
-    checkpoint = load_checkpoint(config.dldm, kind="dldm")
-    with checkpoint.building():
-        dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
-        checkpoint.load_into(dldm=dldm)
-    dldm = dldm.to(device).eval()
+    checkpoint, dldm = open_dldm(config.dldm, device)
+    video_model = vdm_of_dldm(checkpoint, dldm.config)
+    before = None
+    if config.before is not None:
+        _, before = open_dldm(config.before, device)
+        check_clips(dldm.config, before.config, path=config.before)
     sets = open_sets(
         config.labeled,
         names=config.names,
@@ -86,10 +91,38 @@ def probe_latents(config: ProbeLatentsConfig) -> dict[str, Any]:
     }
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    report |= measure(config, dldm, sets, device=device)
+    shares = (config.validation_share, config.test_share)
+    splits = split_sets([labeled.rows for labeled in sets], shares=shares, seed=config.seed)
+    report |= measure(config, dldm, sets, splits, device=device)
+    if video_model is not None:
+        vdm, codec = video_model[0].to(device), video_model[1].to(device)
+        report["video_model"] = {
+            labeled.video.name: judge_video_model(
+                dldm,
+                vdm,
+                codec,
+                labeled,
+                split,
+                clips=config.explained_clips,
+                seed=config.seed,
+                hardware=config.hardware,
+            )
+            for labeled, split in zip(sets, splits, strict=True)
+        }
+    if before is not None:
+        report["before"] = compare_with(config, dldm, before, sets, splits, report)
     write_text(out / "latent_report.json", json.dumps(report, indent=1) + "\n")
     write_text(out / "latent_report.md", latent_tables(report))
     return report
+
+
+def open_dldm(path: str, device: torch.device) -> tuple[Checkpoint, DLDM]:
+    """Return a checkpoint and its dLDM, in evaluation mode on the device."""
+    checkpoint = load_checkpoint(path, kind="dldm")
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
+        checkpoint.load_into(dldm=dldm)
+    return checkpoint, dldm.to(device).eval()
 
 
 def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
@@ -104,20 +137,22 @@ def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
     return time_base_of({"time_base": tree.get("data")})
 
 
-def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
-    """Return all numbers of the report, and write its images to `out`.
+def measure(
+    config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
+) -> dict[str, Any]:
+    """Return all numbers on the codes and the decoder, and write the report's images to `out`.
 
     Args:
         config: of the program.
         dldm: in evaluation mode, on the device.
         sets: the labeled data sets.
+        splits: train, validation and test rows of each data set.
         device: where clips are encoded and decoded.
     """
     seed = config.seed
     # A copy, since `cpu()` moves a module in place.
     quantizer = copy.deepcopy(dldm.fsq).cpu()
     rows = [labeled.rows for labeled in sets]
-    splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
     # Written first, since it needs no probe.
     strips = nearest_steps(rows, splits, quantizer, queries=IMAGE_ROWS, neighbors=3, seed=seed)
     out = Path(config.out)
@@ -126,10 +161,50 @@ def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, 
     )
     return {
         "probe": probe_actions(rows, [s.untrained for s in sets], splits, quantizer, seed=seed),
+        "domains": probe_domains(rows, splits, quantizer, seed=seed),
         "swap": run_swap_tests(config, dldm, sets, splits, device=device),
         "nuisance": run_nuisance_tests(config, dldm, sets, splits, device=device),
         "map": latent_map(rows, splits, quantizer, seed=seed),
         "codes": code_use(rows, quantizer),
+    }
+
+
+def compare_with(
+    config: ProbeLatentsConfig,
+    dldm: DLDM,
+    before: DLDM,
+    sets: Sequence[Labeled],
+    splits: Sequence[Split],
+    report: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what has changed since the checkpoint `before`: R2, nuisance and perplexity.
+
+    Args:
+        config: of the program.
+        dldm: the one that the report is about, on its device.
+        before: the other one, on the same device.
+        sets: the labeled data sets, with the codes of `dldm`.
+        splits: train, validation and test rows of each data set.
+        report: its entries "nuisance" and "codes" are what `before` is compared with.
+    """
+    device = config.hardware.torch_device()
+    quantizers = (copy.deepcopy(dldm.fsq).cpu(), copy.deepcopy(before.fsq).cpu())
+    others = [encoded_by(before, labeled, device=device) for labeled in sets]
+    return {
+        "dldm": config.before,
+        "encoder_hash": encoder_hash(before),
+        "r2": {
+            labeled.video.name: r2_differences(labeled.rows, other.rows, split, quantizers, seed=config.seed)
+            for labeled, other, split in zip(sets, others, splits, strict=True)
+        },
+        "nuisance": {
+            "before": nuisance_means(run_nuisance_tests(config, before, others, splits, device=device)),
+            "now": nuisance_means(report["nuisance"]),
+        },
+        "perplexity": {
+            "before": code_use([other.rows for other in others], quantizers[1])["perplexity"],
+            "now": report["codes"]["perplexity"],
+        },
     }
 
 

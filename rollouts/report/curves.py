@@ -17,6 +17,9 @@ from vw2_robot.errors import require
 
 Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 MAX_POINTS = 300
+# Explained change with other codes than the right ones.
+OTHER_CODES = re.compile(r"explained_change_(?:shuffled|null)(?=_t)")
+EXPLAINED = {"": "right codes", "_shuffled": "those of another clip", "_null": "null codes"}
 # Placeholder color in the drawing -> what stands in the page.
 INK, GRID = "#010203", "#040506"
 LINES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
@@ -39,14 +42,17 @@ class Panel(NamedTuple):
 def training_panels(records: Series, *, ids: str) -> list[Panel]:
     """Return one panel per quantity.
 
-    `validation_x` is plotted in the panel of `x`, and a change of phase as a vertical line.
+    `validation_x` is plotted in the panel of `x`, explained change with shuffled and with null codes in that with the
+    right ones, `x_low` to `x_high` as a band around `x`, and a change of phase as a vertical line.
 
     Args:
         records: Metric key -> (train steps, values).
         ids: Prefix of ids in the SVG; must be unique within a page.
     """
-    # Validation metric -> the training metric whose panel it joins; None: a panel of its own.
-    partners = {key: _partner(key, records) for key in records if "/validation_" in key}
+    bands = {key: (f"{key}_low", f"{key}_high") for key in records if {f"{key}_low", f"{key}_high"} <= records.keys()}
+    bounds = {bound for pair in bands.values() for bound in pair}
+    # Metric -> the one whose panel it joins; None: a panel of its own.
+    partners = {key: _partner(key, records) for key in records if "/validation_" in key or OTHER_CODES.search(key)}
     phase = next((key for key in records if key.endswith("/phase")), None)
     changes: list[tuple[int, int]] = []  # (last step before the change, number of the new phase)
     if phase is not None:
@@ -54,16 +60,27 @@ def training_panels(records: Series, *, ids: str) -> list[Panel]:
         changes = [(steps[i - 1], int(phases[i])) for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
     panels: list[Panel] = []
     for key in records:
-        if key == phase or partners.get(key):
+        if key == phase or partners.get(key) or key in bounds:
             continue
-        keys = [key, *(other for other, partner in partners.items() if partner == key)]
+        keys = [key, *(other for other, partner in partners.items() if partner == key and other not in bounds)]
         lines = {_quantity(one): records[one] for one in keys}
-        panels.append(_training_panel(_quantity(key), lines, changes, ids=f"{ids}-{len(panels)}"))
+        around = {
+            _quantity(one): (
+                dict(zip(*records[bands[one][0]], strict=True)),
+                dict(zip(*records[bands[one][1]], strict=True)),
+            )
+            for one in keys
+            if one in bands
+        }
+        panels.append(_training_panel(_quantity(key), lines, changes, bands=around, ids=f"{ids}-{len(panels)}"))
     return panels
 
 
 def _partner(key: str, records: Series) -> str | None:
-    """Return the training metric that a validation metric belongs to: the same name, or the same last word."""
+    """Return the metric that another belongs to: the same name, or of a validation metric also the same last word."""
+    if OTHER_CODES.search(key):
+        right = OTHER_CODES.sub("explained_change", key)
+        return right if right in records else None
     stage, _, name = key.partition("/validation_")
     # Trainings log "policy/code_loss" but "policy/validation_loss": the last word is enough to join them.
     exact = f"{stage}/{name}"
@@ -77,7 +94,15 @@ def _quantity(key: str) -> str:
     return key.split("/", 1)[-1].replace("_", " ")
 
 
-def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]], *, ids: str) -> Panel:
+def _training_panel(
+    title: str,
+    lines: Series,
+    changes: Sequence[tuple[int, int]],
+    *,
+    bands: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]],
+    ids: str,
+) -> Panel:
+    """Return the panel of some lines; `bands`: name of a line -> its lower and upper bound by train step."""
     figure, axes = _axes()
     caption = ""
     for (name, (steps, values)), color in zip(lines.items(), LINES, strict=False):
@@ -86,6 +111,15 @@ def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]
         axes.plot(x, y, color=color, linewidth=1.8, label=name, marker="o" if len(x) < 8 else "", markersize=4)
         if width > 1:
             caption = f"each point is the mean of up to {width} logged values"
+        if name in bands:
+            low, high = bands[name]
+            # Values that are not finite were left out, so a step may have one bound alone.
+            both = sorted(low.keys() & high.keys())
+            x, lower, _ = thin(both, [low[step] for step in both])
+            axes.fill_between(
+                x, lower, thin(both, [high[step] for step in both])[1], color=color, alpha=0.2, linewidth=0
+            )
+            caption = "; ".join(filter(None, [caption, "band: 95 % interval"]))
     values = np.concatenate([np.asarray(v) for _, v in lines.values()])
     # A logarithmic axis for losses that fall by a large factor: otherwise all that follows the start is a flat line.
     is_falling = all(v[0] > v[-1] for _, v in lines.values())
@@ -150,6 +184,33 @@ def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     legend = [(1, "all slots together"), *([(2, "each slot")] if codes.get("by_slot") else [])]
     caption = f"{used} of {len(histogram)} codes used{perplexity}; counted over {total:,.0f} codes"
     return Panel("share of each code", _svg(figure, ids=ids), caption, legend)
+
+
+def explained_panel(title: str, values: Mapping[str, float | None], *, ids: str) -> Panel:
+    """Return a figure of explained change over the noise level, with right, shuffled and null codes.
+
+    Args:
+        title: Title of the figure.
+        values: "explained_change_t0.97" and so on, and "explained_change_decoder", as vw2-probe-latents writes them.
+        ids: Prefix of ids in the SVG; must be unique within a page.
+    """
+    figure, axes = _axes()
+    legend = []
+    for number, (codes, label) in enumerate(EXPLAINED.items(), 1):
+        prefix = f"explained_change{codes}_t"
+        points = {float(key[len(prefix) :]): value for key, value in values.items() if key.startswith(prefix)}
+        known = {t: value for t, value in sorted(points.items()) if value is not None}
+        axes.plot(list(known), list(known.values()), color=LINES[number - 1], linewidth=1.8, marker="o", markersize=4)
+        last = known.get(max(points))
+        legend.append((number, f"{label} {'–' if last is None else format(last, '.2f')}"))
+    decoder = values["explained_change_decoder"]
+    if decoder is not None:
+        axes.axhline(decoder, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+        _note(axes, "decoder", at=(0, decoder), coords=("axes fraction", "data"), shift=(4, 4))
+    axes.axhline(0, color=GRID, linewidth=1.5)
+    axes.set_xticks(sorted(points))
+    axes.set_xlabel("noise level t", color=INK, fontsize=9)
+    return Panel(title, _svg(figure, ids=ids), f"numbers at t = {max(points)}", legend)
 
 
 def scatter_panel(

@@ -14,7 +14,7 @@ from typing import Any
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
-from .curves import code_usage_panel, scatter_panel
+from .curves import code_usage_panel, explained_panel, scatter_panel
 from .inline_files import data_uri, lies_in
 from .run_folders import labels
 from .tables import number
@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 FEATURES = {
     "codes_one_hot": "codes",
     "pixels_equal": "pixel difference, same width",
+    "pixels_quantized": "pixel difference, quantized as codes are",
     "untrained_codes": "codes of an untrained encoder",
     "random_codes": "random codes",
     "shuffled_codes": "shuffled codes",
@@ -137,6 +138,17 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
         "probes": [
             _probe(content, name, kind) for name, kinds in content["probe"]["in_scene"].items() for kind in kinds
         ],
+        "domains": _domains(content["domains"]) if content.get("domains") else None,
+        "explained": [
+            explained_panel(f"{name}: {values['clips']} clips", values, ids=f"{ids}-explained-{number}")
+            for number, (name, values) in enumerate(content.get("video_model", {}).items())
+        ],
+        "shuffle_ratios": {
+            name: values["shuffle_ratio_no_control"]
+            for name, values in content.get("video_model", {}).items()
+            if values["shuffle_ratio_no_control"] is not None
+        },
+        "before": _before(content["before"]) if "before" in content else None,
         "transfers": [_transfer(kind, tables) for kind, tables in content["probe"]["transfer"].items()],
         "swaps": [_swap(entry) for entry in content["swap"]],
         "nuisances": {"head": list(NUISANCE.values()), "rows": nuisance_rows},
@@ -192,11 +204,13 @@ def _probe(content: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
         "bars": [
             bar(label, scores[feature]["linear"]["translation"], "r2", color)
             for color, (feature, label) in enumerate(FEATURES.items(), 1)
+            if feature in scores
         ],
         "head": dimensions,
         "rows": [
             [f"{label} ({widths[feature]}), {probe}", *(cell(scores[feature][probe][d], "r2") for d in dimensions)]
             for feature, label in FEATURES.items()
+            if feature in scores  # the oldest reports have fewer
             for probe in scores[feature]
         ],
     }
@@ -217,6 +231,48 @@ def _transfer(kind: str, tables: Mapping[str, Any]) -> dict[str, Any]:
         for source, row in sources.items()
     ]
     return {"title": _motion(kind), "head": ["fitted in", *targets], "rows": rows}
+
+
+def _domains(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return bars of how often the data set is read from a step, and the table of overlaps of histograms."""
+    colors = {feature: color for color, feature in enumerate(FEATURES, 1)}
+    return {
+        "chance": found["chance"],
+        "bars": [
+            bar(FEATURES[feature], entry, "ratio", colors[feature]) for feature, entry in found["accuracy"].items()
+        ],
+        "head": ["one half of", *found["overlap"]["codes_one_hot"]],
+        "rows": [
+            [FEATURES[feature], first, *map(number, row.values())]
+            for feature, rows in found["overlap"].items()
+            for first, row in rows.items()
+        ],
+    }
+
+
+def _before(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of what has changed since another checkpoint, and a line on nuisances and perplexity."""
+    columns = ("translation", "rotation", "all")
+    now = found["nuisance"]["now"]
+    changed = [("perplexity", *found["perplexity"].values())]
+    changed += [
+        (f"{name}, {NUISANCE[measure]}", value, now[name][measure])
+        for name, measures in found["nuisance"]["before"].items()
+        for measure, value in measures.items()
+    ]
+    return {
+        "dldm": found["dldm"],
+        "head": list(columns),
+        "rows": [
+            [name, _motion(kind), *(cell(scores[c], "difference") if c in scores else "–" for c in columns)]
+            for name, kinds in found["r2"].items()
+            for kind, scores in kinds.items()
+        ],
+        "changed": "; ".join(
+            f"{what} {' → '.join('–' if value is None else number(value) for value in values)}"
+            for what, *values in changed
+        ),
+    }
 
 
 def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from typing import Any
 from vw2_robot.command_line.config_tree import differing_keys
 
 from ..compare import compare
-from ..results import CHAIN_LENGTH, labels_text, paired_rows
+from ..results import CHAIN_LENGTH, labels_text, paired_rows, same_seeds
 from .bars import color
 from .failures import average_length_without, covered_chains, endings, step_histogram
 from .run_folders import Rollout
 from .tables import length_cell, rate_cells
 
-POLICY_FACTS = ("method", "cameras", "chunk_size", "temperature", "temporal_ensemble")
+POLICY_FACTS = ("method", "cameras", "chunk_size", "acting", "temperature", "temporal_ensemble")
 
 
 def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
             "differs": differing_keys(first.summary["env"], rollout.summary["env"]),
             "chains": 0,
         }
-        if paired_rows(rollout.rows, first.rows):
+        if same_seeds(rollout.provenance, first.provenance) and paired_rows(rollout.rows, first.rows):
             result = compare(rollout.rows, first.rows)
             entry |= {
                 "chains": result["chains"],
@@ -121,8 +121,12 @@ def _provenance_facts(rollout: Rollout) -> dict[str, Any]:
         "policy hash": summary["policy_hash"] or "none (no weights)",
         "action labels": labels_text(summary["label_fraction"]),
         **{name.replace("_", " "): policy.get(name) for name in POLICY_FACTS},
+        "aids": "none" if policy.get("aids") == [] else policy.get("aids"),
         "protocol": provenance.get("protocol"),
         "chains": f"{summary['num_sequences']} of {rollout.num_requested} requested",
+        "first chain": provenance.get("first_sequence"),
+        "seed of the chains": provenance.get("sequences_seed"),
+        "seed of the starts": provenance.get("starts_seed"),
         "shard": provenance.get("shard"),
         "actions per policy call": summary.get("n_action_steps"),
         "step limit per subtask": provenance.get("max_steps"),

@@ -86,6 +86,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
             "dldm.levels=[{width: 8, blocks: 1}]",
             "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
             "dldm.z_channels=8",
+            "aids.reader=false",
             "++vdm={heads: 1, head_dim: 12, layers: 1, adaln_lora_dim: 4, context_width: 8, control_width: 8}",
             "++policy.backbone={hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}",
             "policy.image_px=16",

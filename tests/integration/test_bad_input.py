@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_data_set(refuse, chain, tuning, tmp_path):
 
 def test_images_of_another_size_than_the_model(refuse, chain, frames_folder):
     error = refuse(pretrain_on_openx, chain(f"data.frame_cache={frames_folder}", "dldm.height=32"))
-    assert "holds 16 x 16 images, the dLDM expects 32 x 16" in error
+    assert "holds 16 x 16 images, dLDM and VDM expect 32 x 16" in error
 
 
 def damaged(calvin_folder, tmp_path, change):

@@ -111,7 +111,7 @@ def test_norms_keep_float32_as_under_cuda_autocast(memory):
 def test_recomputing_activations_needs_less_and_states_are_four_numbers_per_weight(memory):
     dldm, vdm, codec = memory.load_preset("tiny")
     geometry = memory.geometry_of(dldm, codec)
-    plain, recomputed = (memory.activations(dldm, vdm, geometry, recompute=r) for r in (False, True))
+    plain, recomputed = (memory.activations(dldm, vdm, geometry, codec, recompute=r) for r in (False, True))
     assert 0 < recomputed < plain
     weights, learning = memory.states(dldm, vdm, geometry, codec)
     assert learning == 3 * weights  # gradient and two moments beside each float32 weight; the DCT codec has none

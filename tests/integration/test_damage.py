@@ -40,7 +40,7 @@ def config(calvin_folder, tmp_path_factory):
         f"data.path={calvin_folder}",
         "data.validation_fraction=0.25",
         f"++network.policy={{image_px: 16, image_widths: [8, 8], fsq_levels: [4, 4], backbone: {backbone}}}",
-        "code_source=none",
+        "acting=none",
         "lambda_ce=0",
         "head.hidden=8",
         "++loop={train_steps: 2, batch_size: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 2}}",

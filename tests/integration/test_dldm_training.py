@@ -7,19 +7,27 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from vw2_robot.checkpoint import resolve
+from vw2_robot.checkpoint import load_checkpoint, resolve
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.latents import read_shards
 from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain import train_dldm as module
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 from vw2_robot.pretrain.train_dldm import train_dldm
 from vw2_robot.pretrain.train_vdm import train_vdm
 
@@ -191,3 +199,27 @@ def test_compiled_training_agrees_with_eager_training(miniature, tmp_path) -> No
     assert len(found["false"]) == 8
     for plain, fast in zip(found["false"], found["true"], strict=True):
         assert fast == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_vdm_of_a_larger_size_trains_beside_a_dldm_that_sees_the_clips_made_smaller(
+    miniature: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    larger = ["dldm.height=8", "dldm.width=8", "++vdm.frame_height=16", "++vdm.frame_width=16"]
+    overrides = [*miniature(tmp_path), *larger, "++train_dldm.usage_clips=4", "stages=[vdm,dldm,latents]"]
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        tree = compose("pretrain", overrides)
+    config = config_from(PretrainConfig, OmegaConf.to_container(tree, resolve=True))
+    assert config.clip_size == (16, 16)
+    assert config.geometry[2:4] == (4, 4)
+    pretrain_on_openx(config)
+    assert lines(config)[-1]["dldm/denoising_loss"] > 0
+    dldm = DLDM(config.dldm).eval()
+    load_checkpoint(tmp_path / "dldm", kind="dldm").load_into(dldm=dldm)
+    frames = FrameCache(Path(config.data.frame_cache or ""))
+    windows = read_shards(tmp_path / "latents", 1)
+    for episode, start, codes in zip(windows.episode[:8], windows.start, windows.codes, strict=False):
+        clip = to_model_range(torch.from_numpy(frames.read(int(episode), start + np.arange(5))))[None]
+        small = F.interpolate(clip[0], (8, 8), mode="bilinear", antialias=True)[None]
+        assert dldm.indices(small)[0].tolist() == codes.tolist()
+    with pytest.raises(ValueError, match="no smaller than the dLDM's, 8 x 8"):
+        replace(config, vdm=replace(config.vdm, frame_height=4))

@@ -30,6 +30,7 @@ SMALL = {
     "dldm.levels": "[{width: 8, blocks: 1}]",
     "++dldm.qformer": "{context: adjacent, depth: 1, heads: 2}",
     "dldm.z_channels": 8,
+    "aids.reader": "false",
     "vdm.heads": 1,
     "vdm.head_dim": 12,
     "vdm.layers": 1,
@@ -62,7 +63,9 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings(name: str) -> dict[str, Any]:
-    return leaves(yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8")))
+    tree = yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8"))
+    below = [entry.rsplit("/", 1)[1] for entry in tree.pop("defaults", []) if entry != "_self_"]
+    return {key: value for file in below for key, value in settings(file).items()} | leaves(tree)
 
 
 def miniature(name: str, frames: Path, run_dir: Path, *more: str) -> PretrainConfig:

@@ -71,8 +71,8 @@ def jobs_of(miniature, calvin_folder):
     """The jobs of a run folder: pre-training stages, and fine-tuning."""
 
     def jobs(run, *, sharding="none", micro_batches=1, precision="float64", stages=ALL, save_every=100, train_steps=20):
-        # An argmax over predicted codes turns a rounding into another code, so in float32 none are predicted.
-        codes = "mixed" if precision == "float64" else "ground_truth"
+        # A sample turns a rounding into another code, so in float32 none are sampled.
+        codes = "hindsight" if precision == "float64" else "ground_truth"
         loop = LOOP % (train_steps, save_every)
         hardware = (
             f"++hardware={{device: cpu, threads: 1, sharding: {sharding}, micro_batches: {micro_batches}, "
@@ -81,7 +81,7 @@ def jobs_of(miniature, calvin_folder):
         names = ("train_vdm", "train_dldm.phase1", "train_dldm.phase2", "train_policy.loop")
         kept = [option for option in miniature(run) if not option.startswith(("++train_", "++hardware"))]
         # What couples the clips of a batch is on.
-        coupled = ["++dldm.z_norm=batch", "++train_dldm.decorrelation=0.1", "++train_dldm.statistics_group=2"]
+        coupled = ["aids.standardize=batch", "aids.decorrelation=0.1", "++train_dldm.statistics_group=2"]
         first = f"stages=[{','.join(stage for stage in stages if stage != 'finetune')}]"
         found = [{"program": "pretrain", "overrides": [*kept, hardware, *coupled, first]}]
         found[0]["overrides"] += [f"++{name}={loop}" for name in names]

@@ -25,8 +25,9 @@ from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.video.vdm import VDM
-from vw2_robot.pretrain import code_usage, dldm_diagnostics, extract_latents, train_dldm, train_policy, train_vdm
+from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.pretrain.diagnostics import code_usage, reconstructions
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -81,7 +82,7 @@ PLACES = [
     (extract_latents, "finish"),
     (extract_latents, "write_json"),
     (code_usage, "write_json"),
-    (dldm_diagnostics, "contact_sheet"),
+    (reconstructions, "contact_sheet"),
     (VDM, "save_folder"),
 ]
 
@@ -127,7 +128,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
         ((code_usage, "write_json"), {"call": 0}),  # trained, codes.json written, the image is missing
-        ((dldm_diagnostics, "contact_sheet"), {"call": 0, "before": True}),
+        ((reconstructions, "contact_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
         ((extract_latents, "finish"), {"call": 0, "before": True}),

@@ -19,6 +19,7 @@ SMALL = [
     "train_vdm.batch_size=2",
     "train_dldm.phase1.train_steps=6",
     "train_dldm.phase1.batch_size=4",
+    "++train_dldm.reader.loop={train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {warmup_steps: 1}}",
     "train_dldm.phase2.train_steps=2",
     "train_dldm.phase2.batch_size=2",
     "train_dldm.validation_clips=4",

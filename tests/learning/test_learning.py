@@ -20,7 +20,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
-from vw2_robot.pretrain.dldm_diagnostics import validate
+from vw2_robot.pretrain.diagnostics.validation import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import LoopConfig, OptimConfig
@@ -33,18 +33,29 @@ DLDM_CONFIG = DLDMConfig(
     width=64,
     stem=StemConfig("pixel", 4, 8, 1),
     levels=(LevelConfig(32, 1),),
-    qformer=QFormerConfig(heads=4, depth=1),
+    qformer=QFormerConfig(heads=4, depth=1, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=32,
     output="warp",
 )
 VDM_CONFIG = VDMConfig(
-    heads=2, head_dim=32, layers=2, adaln_lora_dim=16, context_width=32, control_width=32, prediction="change"
+    heads=2,
+    head_dim=32,
+    layers=2,
+    adaln_lora_dim=16,
+    context_width=32,
+    control_width=32,
+    prediction="change",
+    still_control=True,
+    code_dropout=0.1,
 )
 CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
 PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
 LOOP = LoopConfig(train_steps=1, batch_size=16, optim=PHASE2)
-PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
+PHASES = TrainDLDMConfig(
+    phase1=LOOP, phase2=LOOP, control_dropout=0.7, control_grayscale=True, target_color_jitter=0.3, vdm_lr_mult=10.0
+)
 BATCH = 16
 
 
@@ -187,7 +198,7 @@ def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
     def chunks():
         yield np.arange(len(x)), x, all_valid(x, config)
 
-    validation = validate(dldm, vdm, codec, chunks, phase=2, seed=0, grayscale=True)
+    validation = validate(dldm, vdm, codec, chunks, reads_codes=True, seed=0, grayscale=True)
     return validation["dldm/shuffle_ratio"], validation["dldm/shuffle_ratio_no_control"]
 
 

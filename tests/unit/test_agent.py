@@ -2,6 +2,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from vw2_robot.contracts import ACTION_NAMES, Policy
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
+from vw2_robot.models.policy.config import Acting, ActionHeadConfig, BackboneConfig, PolicyConfig
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import write_manifest
 
@@ -49,7 +51,13 @@ def save_policy(folder, *, steps=2, head=True, **settings):
     files = {"tokens": policy.backbone.vocabulary.to_json()}
     if head:
         modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
-        config |= {"head": {"hidden": 16}, "latent_steps": steps, "n_action_steps": 3, **settings}
+        config |= {
+            "head": config_tree(ActionHeadConfig(16)),
+            "acting": "argmax",
+            "latent_steps": steps,
+            "n_action_steps": 3,
+            **settings,
+        }
         files["stats"] = {"calvin": labels().to_json()}
     save_checkpoint(
         folder,
@@ -135,7 +143,9 @@ def test_a_batch_of_one_equals_a_single_observation_bit_for_bit(agent):
     np.testing.assert_array_equal(alone, agent.infer_batch([observation()])[0]["actions"])
 
 
-def test_a_batch_equals_its_members_one_by_one(agent):
+@pytest.mark.parametrize("acting", ["expected", "argmax"])
+def test_a_batch_equals_its_members_one_by_one(folder, acting):
+    agent = VW2Agent.from_pretrained(folder, acting=acting)
     many = [
         observation(0),
         observation(1, prompt="push"),
@@ -214,18 +224,61 @@ def test_loading_depends_on_the_folder_alone(folder, agent):
     )
 
 
-def test_a_policy_without_codes_feeds_the_zero_code(tmp_path, agent):
-    modules = save_policy(tmp_path / "c", codes="none")
-    without_codes = VW2Agent.from_pretrained(tmp_path / "c")
-    out = without_codes.infer(observation())
-    zero = agent._policy.fsq.indices(torch.zeros(4))
-    assert (out["latent_tokens"] == int(zero)).all()
+@pytest.mark.parametrize("acting", get_args(Acting))
+def test_the_agent_acts_and_reports_codes_by_the_mode_of_its_checkpoint(tmp_path, acting):
+    modules = save_policy(tmp_path / "c", acting=acting)
+    agent = VW2Agent.from_pretrained(tmp_path / "c")
+    assert (agent.metadata["acting"], agent.metadata["temperature"]) == (acting, float(acting == "sampled"))
+    agent.reset("open the drawer", seed=3)
+    out = agent.infer(observation())
     image = torch.from_numpy(np.asarray(Image.fromarray(observation()["images"]["static"]).resize((16, 16), 2)).copy())
-    prompt = modules["policy"].prompt([observation()["prompt"]], to_model_range(image[None]))
+    policy = modules["policy"].eval()
+    prompt = policy.prompt([observation()["prompt"]], to_model_range(image[None]))
+    noise = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        predicted = modules["head"](modules["policy"].states(prompt, zero.expand(1, 2, 4)))
-    expected = labels().unnormalize(predicted[0].numpy())
+        acted = act(policy, prompt, latent_steps=2, acting=acting, last_code=True, generator=noise)
+        expected = labels().unnormalize(modules["head"](acted.states_BHRD)[0].numpy())
     np.testing.assert_allclose(out["actions"][:, :6], expected[:, :6].clip(-1, 1), atol=1e-5)
+    # Null tokens are no codes: where none is decoded, none is reported.
+    assert ("latent_tokens" in out) == (acting != "none")
+    if acting != "none":
+        np.testing.assert_array_equal(out["latent_tokens"], acted.codes_BHN[0].numpy())
+
+
+def test_another_mode_is_refused_where_the_policy_was_not_trained_to_read_so(tmp_path, folder):
+    modes = {"argmax": "expected", "parallel": "none", "none": None}
+    for stored, possible in modes.items():
+        save_policy(tmp_path / stored, acting=stored)
+        if possible is not None:
+            assert VW2Agent.from_pretrained(tmp_path / stored, acting=possible).metadata["acting"] == possible
+    with pytest.raises(
+        InputError, match=r"acting=parallel, .*trained with acting=argmax: use expected, sampled, argmax"
+    ):
+        VW2Agent.from_pretrained(tmp_path / "argmax", acting="parallel")
+    with pytest.raises(InputError, match=r"acting=argmax, .*trained with acting=none: use none"):
+        VW2Agent.from_pretrained(tmp_path / "none", acting="argmax")
+    for wrong in ({"temperature": 0.5}, {"acting": "sampled", "temperature": 0.0}):
+        with pytest.raises(InputError, match=r"only acting=sampled has one, and it is above 0"):
+            VW2Agent.from_pretrained(folder, **wrong)
+
+
+@pytest.mark.parametrize(("codes", "acting"), [("predicted", "argmax"), ("none", "none"), (None, "argmax")])
+def test_checkpoints_from_before_there_were_modes_act_as_they_did(folder, tmp_path, codes, acting):
+    def older(content):
+        del content["config"]["acting"]
+        content["config"] |= {} if codes is None else {"codes": codes}
+        return content
+
+    assert VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", older)).metadata["acting"] == acting
+
+
+def test_an_unknown_mode_in_a_checkpoint_is_named(folder, tmp_path):
+    def unknown(content):
+        content["config"]["acting"] = "guess"
+        return content
+
+    with pytest.raises(InputError, match=r"config\.json: acting='guess' is not what training writes"):
+        VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", unknown))
 
 
 def test_a_policy_that_never_had_a_dldm_names_its_stride(folder, tmp_path, agent):
@@ -263,7 +316,7 @@ def save_and_name(path, **settings):
 
 
 def test_drawn_tokens_depend_on_the_seed_of_reset_alone(folder):
-    agent = VW2Agent.from_pretrained(folder, temperature=5.0)
+    agent = VW2Agent.from_pretrained(folder, acting="sampled", temperature=5.0)
 
     def tokens(seed, count=2):
         agent.reset("open the drawer", seed=seed)
@@ -363,7 +416,7 @@ def test_a_checkpoint_without_a_key_that_the_agent_needs_is_named(folder, tmp_pa
 
 def test_a_head_for_another_width_is_named(folder, tmp_path):
     def widen(content):
-        content["config"]["head"] = {"hidden": 64}
+        content["config"]["head"]["hidden"] = 64
         return content
 
     with pytest.raises(InputError, match="does not fit the module 'head'"):

@@ -15,6 +15,12 @@ def test_old_keys_are_renamed_at_any_depth_and_a_new_key_wins():
     }
 
 
+def test_a_key_that_moved_into_a_section_is_found_there():
+    assert with_new_keys({"pose_weight": 1.0, "seed": 0}) == {"aids": {"pose_weight": 1.0}, "seed": 0}
+    new = {"aids": {"pose_weight": 0.5}}
+    assert with_new_keys(new) == new
+
+
 def test_weights_are_renamed_by_whole_parts_of_their_names():
     old = {
         "dldm.z_head.0.weight": 1,

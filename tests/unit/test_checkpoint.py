@@ -7,7 +7,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vw2_robot import checkpoint
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, resolve, save_checkpoint, weights_digest
+from vw2_robot.checkpoint import (
+    kept_checkpoints,
+    load_checkpoint,
+    load_optimizer,
+    resolve,
+    save_checkpoint,
+    weights_digest,
+)
 from vw2_robot.distributed.sharding import full_state
 from vw2_robot.errors import InputError
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -126,6 +133,21 @@ def test_latest_names_the_checkpoint_of_a_run_folder(tmp_path):
     assert resolve(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step_20"
     assert resolve(str(tmp_path / "run" / "checkpoints" / "step_20")) == tmp_path / "run" / "checkpoints" / "step_20"
     assert load_checkpoint(tmp_path / "run", kind="vdm").path.name == "step_20"
+
+
+def test_a_selected_checkpoint_wins_over_the_last_one(tmp_path):
+    run = tmp_path / "run"
+    for place in ("kept/step_10", "checkpoints/step_20"):
+        save(run / place, small_net())
+    (run / "latest").write_text("step_20\n")
+    assert kept_checkpoints(run) == [run / "kept/step_10", run / "checkpoints/step_20"]
+    for place in ("kept/step_10", "checkpoints/step_20"):
+        (run / "selected").write_text(f"{place}\n")
+        assert resolve(run) == run / place
+    for damaged in ("step_20", "kept/step_11", "../run/kept/step_10", "kept/../kept/step_10"):
+        (run / "selected").write_text(damaged)
+        with pytest.raises(InputError, match=r"delete .*(selected|run) to"):
+            resolve(run)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

@@ -99,3 +99,9 @@ def test_impossible_optimizers_are_refused(change):
 def test_impossible_loops_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         LoopConfig(**{"train_steps": 1, "batch_size": 1, "optim": OptimConfig(), **change})
+
+
+def test_a_decay_may_end_later_than_the_loop_and_above_zero():
+    config = OptimConfig(lr=1.0, warmup_steps=10, decay_steps=410, decay_to=0.5)
+    rates = [learning_rate(step, config, total_steps=100) for step in (9, 10, 210, 410, 500)]
+    assert rates == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.5])

@@ -148,10 +148,10 @@ def test_only_one_comparison_has_an_interval_without_zero_over_three_seeds():
 
 
 def test_no_policy_of_the_archive_decodes_codes_in_control():
-    assert "No latent token is decoded in control (`code_source=none`)" in claims()
+    assert "No latent token is decoded in control (`acting=none`)" in claims()
     notes = [note for name, note in ARCHIVE.jobs.items() if "finetune" in name]
     assert len(notes) == 27
-    assert {(note["settings"]["code_source"], note["settings"]["pose_weight"]) for note in notes} == {("none", 1.0)}
+    assert {(note["settings"]["acting"], note["settings"]["aids.pose_weight"]) for note in notes} == {("none", 1.0)}
 
 
 def test_the_ratios_on_the_page_of_results_are_those_of_the_log():

@@ -65,6 +65,25 @@ def test_a_run_goes_on_after_its_last_checkpoint_and_forgets_what_came_later(tmp
     assert steps_logged(tmp_path / "r") == [2, 4, 6, 8, 10]
 
 
+def test_training_on_keeps_checkpoints_up_to_the_last_one_and_forgets_a_selection(tmp_path):
+    kept = tmp_path / "r" / "kept"
+    run = open_run(tmp_path / "r")
+    train(run, until=7)  # the last checkpoint is that of step 4
+    for step in (1, 5):
+        run.keep(step, write)
+    (kept / ".step_7.tmp").mkdir()
+    (kept / "notes").mkdir()  # not ours
+    (tmp_path / "r" / "selected").write_text("kept/step_6\n")
+    run = open_run(tmp_path / "r")
+    assert run.start == 4
+    run.begin()
+    assert sorted(entry.name for entry in kept.iterdir()) == ["notes", "step_2"]
+    assert not (tmp_path / "r" / "selected").exists()
+    (kept / "step_8").mkdir()
+    with pytest.raises(InputError, match="step_8 was not written by this program"):
+        run.keep(7, write)
+
+
 def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
     train(open_run(tmp_path / "r"), until=5)
     file = tmp_path / "r" / "metrics.jsonl"

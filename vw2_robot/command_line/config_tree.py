@@ -43,9 +43,12 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
         raise
     except dacite.WrongTypeError as error:
         wanted = str(error.field_type if get_args(error.field_type) else error.field_type.__name__)
+        old = str(error.field_path)
+        # A key of two meanings that now has one key for each.
+        moved = f"; this is now {new}={error.value}" if (new := new_key(old, error.value)) != old else ""
         raise InputError(
-            f"{where}: {error.field_path} must be {wanted.replace('typing.', '')}, found {error.value!r}"
-            f"{_quoting(error.value)}"
+            f"{where}: {old} must be {wanted.replace('typing.', '')}, found {error.value!r}"
+            f"{_quoting(error.value)}{moved}"
         ) from error
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}") from error

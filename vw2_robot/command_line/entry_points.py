@@ -75,6 +75,11 @@ probe_latents = Program(
     "vw2_robot.pretrain.probing.config:ProbeLatentsConfig",
     "probe_latents",
 )
+gate_latents = Program(
+    "vw2_robot.pretrain.probing.gate:main",
+    "vw2_robot.pretrain.probing.config:GateLatentsConfig",
+    "gate_latents",
+)
 train_policy = Program("vw2_robot.pretrain.train_policy:main", PRETRAIN, "pretrain", ranks=True)
 imagine = Program("vw2_robot.pretrain.imagine:imagine", "vw2_robot.pretrain.config:ImagineConfig", "imagine")
 replay_serve = Program(
@@ -94,6 +99,12 @@ finetune = Program(
 )
 rollout = Program(
     "vw2_robot.rollouts.__main__:main", "vw2_robot.rollouts.config:RolloutConfig", "rollout", extra="calvin"
+)
+select = Program(
+    "vw2_robot.rollouts.select_checkpoint:main",
+    "vw2_robot.rollouts.select_checkpoint:SelectConfig",
+    "select",
+    extra="calvin",
 )
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"

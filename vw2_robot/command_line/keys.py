@@ -124,15 +124,20 @@ def print_keys(config_cls: type, config_name: str, prefix: str) -> bool:
     return bool(found)
 
 
-def defaults_of(config_name: str) -> dict[str, Any]:
-    """Return the values of a program's yaml file as Hydra composes them, `???` for what must be given."""
+def defaults_of(config_name: str, *overrides: str) -> dict[str, Any]:
+    """Return the values of a program's yaml file as Hydra composes them, `???` for what must be given.
+
+    Args:
+        config_name: of the yaml file.
+        overrides: such as `model=paper`.
+    """
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    # Composed, not just read: a yaml file may take values from others. Not resolved: `???` would be an error.
+    # Composed, not just read: a yaml file may take values from others.
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose(config_name)
-    values: Any = OmegaConf.to_container(tree, resolve=False)
+        tree = compose(config_name, overrides=list(overrides))
+    values: Any = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(values, dict)
     return values
 

@@ -19,6 +19,7 @@ Differences from the published data sets:
   published windows have at most 64. A closed-loop rollout starts at the beginning, too. `vw2-record max_window=64`
   cuts.
 - `emb` and `embeddings.npy` have the published form, but hold hashed embeddings (`calvin_instructions.py`).
+- `auto_lang_ann.npy` holds `language/way` beside `language/task` where the recorder chose among several ways.
 - There is no tactile camera; `.record/` and `manifest.json` are additional.
 """
 
@@ -65,6 +66,8 @@ class Label:
     instruction: str
     start: int
     end: int
+    way: str = ""
+    """how the task was done, where the recorder chose among several ways"""
 
 
 @dataclass(frozen=True)
@@ -298,14 +301,14 @@ def _language_labels(entries: list[RecordingEntry]) -> dict[str, Any]:
     """Return the content of `auto_lang_ann.npy`."""
     windows = [(entry.first + label.start, entry.first + label.end) for entry in entries for label in entry.labels]
     labels = [label for entry in entries for label in entry.labels]
-    return {
-        "language": {
-            "ann": [label.instruction for label in labels],
-            "task": [label.task for label in labels],
-            "emb": _embeddings([label.instruction for label in labels]),
-        },
-        "info": {"episodes": [], "indx": windows},
+    language = {
+        "ann": [label.instruction for label in labels],
+        "task": [label.task for label in labels],
+        "emb": _embeddings([label.instruction for label in labels]),
     }
+    if any(label.way for label in labels):
+        language["way"] = [label.way for label in labels]
+    return {"language": language, "info": {"episodes": [], "indx": windows}}
 
 
 def _embeddings(instructions: list[str]) -> NDArray[np.float32]:

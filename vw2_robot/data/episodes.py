@@ -122,12 +122,13 @@ class Demonstration:
     """An episode with its actions: float [T, 7] or [T-1, 7] for T images.
 
     Action t was executed after image t. With T-1 rows the last image has no action. `terminal` is true if the task was
-    solved and false if the recording was truncated.
+    solved and false if the recording was truncated. `way` names how it was solved, where the recorder knows.
     """
 
     episode: Episode
     actions: NDArray[np.floating[Any]]
     terminal: bool = True
+    way: str = ""
 
     def __post_init__(self) -> None:
         name = f"{self.episode.source}, episode {self.episode.episode_id}"

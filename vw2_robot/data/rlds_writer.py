@@ -36,8 +36,9 @@ def write_rlds(
     """Write demonstrations as a TFDS data set that `tfds.builder_from_directory(out)` opens.
 
     Steps hold `observation/image` (JPEG), `action` float32 [7], `language_instruction`, `reward` (1 on the last step of
-    a terminal episode), `discount`, `is_first`, `is_last`, `is_terminal`; episodes hold `episode_id` and `hz`. Where an
-    episode has one action fewer than images, the last step's action is zero. `out` appears when it is complete.
+    a terminal episode), `discount`, `is_first`, `is_last`, `is_terminal`; episodes hold `episode_id` and `hz`,
+    and `way` if the first one has a way. Where an episode has one action fewer than images, the last step's action is
+    zero. `out` appears when it is complete.
 
     Args:
         out: the new folder, usually `<name>/<version>`.
@@ -60,14 +61,17 @@ def write_rlds(
     with lock, atomic_folder(out) as folder:
         writer: Any = None
         size: tuple[int, ...] | None = None
+        metadata: tuple[str, ...] = ("episode_id", "hz")
         for split, demonstrations in episodes.items():
             for demonstration in demonstrations:
-                # The first image gives the size, which a data set has to declare.
+                # A data set has to declare its form, which the first episode gives.
                 if writer is None:
                     size = demonstration.episode.decode(0).shape
-                    writer = _writer(tf, tfds, folder, name, version, size, description, max_episodes_per_shard)
+                    metadata += ("way",) if demonstration.way else ()
+                    form = (size, metadata)
+                    writer = _writer(tf, tfds, folder, name, version, form, description, max_episodes_per_shard)
                     writer.initialize_splits(list(episodes), fail_if_exists=False)
-                writer.add_examples({split: [_example(demonstration, size)]})
+                writer.add_examples({split: [_example(demonstration, size, metadata)]})
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
@@ -81,12 +85,14 @@ def _writer(
     folder: Path,
     name: str,
     version: str,
-    size: tuple[int, ...],
+    form: tuple[tuple[int, ...], tuple[str, ...]],
     description: str,
     max_episodes_per_shard: int,
 ) -> Any:
-    """Return a TFDS writer for data sets of this form."""
+    """Return a TFDS writer for data sets of this form: the size of images, and the names of an episode's metadata."""
     features = tfds.features
+    size, metadata = form
+    known = {"episode_id": features.Text(), "hz": features.Scalar(dtype=np.float64), "way": features.Text()}
     step = {
         OBSERVATION: {"image": features.Image(shape=size, encoding_format="jpeg")},
         ACTION: features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
@@ -99,7 +105,7 @@ def _writer(
     }
     episode = {
         STEPS: features.Dataset(step),
-        "episode_metadata": {"episode_id": features.Text(), "hz": features.Scalar(dtype=np.float64)},
+        "episode_metadata": {name: known[name] for name in metadata},
     }
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=""
@@ -109,7 +115,7 @@ def _writer(
     return tfds.core.SequentialWriter(info, max_episodes_per_shard, overwrite=True)
 
 
-def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict[str, Any]:
+def _example(demonstration: Demonstration, size: tuple[int, ...] | None, metadata: tuple[str, ...]) -> dict[str, Any]:
     """Return a demonstration in the form that the TFDS writer takes."""
     episode = demonstration.episode
     actions = demonstration.actions.astype(np.float32)
@@ -137,4 +143,5 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict
                 IS_TERMINAL: is_last and demonstration.terminal,
             }
         )
-    return {STEPS: steps, "episode_metadata": {"episode_id": episode.episode_id, "hz": np.float64(episode.hz)}}
+    known = {"episode_id": episode.episode_id, "hz": np.float64(episode.hz), "way": demonstration.way}
+    return {STEPS: steps, "episode_metadata": {name: known[name] for name in metadata}}

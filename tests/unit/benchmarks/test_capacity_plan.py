@@ -188,14 +188,16 @@ def phase_two(small) -> Stage:
 
 def test_phase_two_has_the_memory_of_the_memory_plan(small, phase_two: Stage) -> None:
     geometry = geometry_of(small.dldm, small.codec)
-    sizes = (activations(small.dldm, small.vdm, geometry, recompute=recompute) for recompute in (False, True))
+    sizes = (
+        activations(small.dldm, small.vdm, geometry, small.codec, recompute=recompute) for recompute in (False, True)
+    )
     assert (phase_two.kept, phase_two.kept_recomputing) == tuple(sizes)
     weights, learning = states(small.dldm, small.vdm, geometry, small.codec)
     assert (phase_two.sharded + phase_two.replicated, phase_two.learning) == (weights, learning)
 
 
 def test_phase_two_has_the_work_of_the_loss_that_is_trained(small, phase_two: Stage) -> None:
-    dldm, vdm = DLDM(small.dldm), VDM(small.vdm, geometry_of(small.dldm, small.codec))
+    dldm, vdm = DLDM(small.dldm), VDM(small.vdm, geometry_of(small.dldm, small.codec), small.codec)
     phases = config_from(TrainDLDMConfig, small.tree["train_dldm"])
     valid = torch.ones(1, small.dldm.latent_steps, dtype=torch.bool)
     noise = SampleNoise(0, 0, stream=0, samples=[0])
@@ -215,7 +217,7 @@ def test_the_policy_and_the_latents_are_counted_too(small) -> None:
     forward, backward = policy.work["policy"].forward, policy.work["policy"].backward
     assert forward < backward <= 2 * forward
     assert tuned.work["action head"].backward > 0
-    assert tuned.work["decoding of codes"].forward > 0
+    assert tuned.work["sampling of codes"].forward > 0
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -56,7 +56,10 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         ([], ["run_dir", "--help"]),
         (["sed=1"], ["there is no key sed; nearest: seed"]),
         (["run_dir=x", "sed=1"], ["there is no key sed; nearest: seed"]),
-        (["run_dir=x", "loop.train_steps=5"], ["there is no key loop; nearest: train_policy.loop"]),
+        (
+            ["run_dir=x", "loop.train_steps=5"],
+            ["there is no key loop; nearest: train_dldm.reader.loop, train_policy.loop"],
+        ),
         (["run_dir=x", "train_policy.loop.steps=5"], ["it is now called train_policy.loop.train_steps"]),
         (["run_dir=x", "train_policy.loop.batch=5"], ["it is now called train_policy.loop.batch_size"]),
         (["run_dir=x", "data.max_bad=5"], ["it is now called data.max_skipped"]),
@@ -274,6 +277,6 @@ def test_help_keys_and_wrong_keys_of_all_programs_load_nothing_that_takes_second
     for example in ("pretrain-on-openx data=bridge_sample", "vw2-rollout policy=random", "vw2-compare run="):
         assert f"  {example}" in done.stdout
     assert "train_dldm.phase1.train_steps" in done.stdout
-    assert sum("there is no key sed" in line for line in errors) == 16
+    assert sum("there is no key sed" in line for line in errors) == 18
     slow = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "pybullet", "diffusers", "matplotlib"}
     assert not slow & set(loaded.split())

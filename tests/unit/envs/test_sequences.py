@@ -15,6 +15,7 @@ from vw2_robot.envs.sequences import (
     chains_per_state,
     fnv_of,
     make_sequences,
+    possible_chains,
     sample_chains,
     start_state,
 )
@@ -58,8 +59,26 @@ def test_a_chain_sampled_anew_is_the_stored_one() -> None:
         assert sample_chains(number) == stored[number]
 
 
-def test_every_chain_can_be_done_and_mixes_five_categories() -> None:
-    for sequence in make_sequences():
+def test_other_seeds_have_chains_of_their_own_from_the_same_protocol() -> None:
+    others = make_sequences(seed=1)
+    assert make_sequences(7, seed=1) == others[:7]
+    assert [sequence.number for sequence in others] == list(range(1000))
+    starts = [[str(sequence.initial_state) for sequence in chains] for chains in (make_sequences(), others)]
+    assert sorted(starts[0]) == sorted(starts[1])
+    assert starts[0] != starts[1]
+    known = {(str(sequence.initial_state), sequence.subtasks) for sequence in make_sequences()}
+    assert sum((str(sequence.initial_state), sequence.subtasks) in known for sequence in others) < 5
+    # The protocol's rejection sampling accepts nothing else, and each of these with the same probability.
+    stored = json.loads(CHAINS_FILE.read_text())
+    for state, chains in list(zip(all_initial_states(), stored, strict=True))[::38]:
+        possible = possible_chains(state)
+        assert len(set(possible)) == len(possible)
+        assert {tuple(chain) for chain in chains} <= set(possible)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_chain_can_be_done_and_mixes_five_categories(seed: int) -> None:
+    for sequence in make_sequences(seed=seed):
         state = sequence.initial_state
         for name in sequence.subtasks:
             after = TASKS[name].apply(state)

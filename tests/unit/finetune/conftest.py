@@ -9,17 +9,20 @@ import torch
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.devices import Hardware
-from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig
+from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig, FinetuneLoopConfig
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
-from vw2_robot.schedule import LoopConfig, OptimConfig
+from vw2_robot.schedule import OptimConfig
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share two cores
 LENGTH = 7
 POLICY = PolicyConfig(
-    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
+    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1),
+    image_px=8,
+    image_widths=(8,),
+    restrict_softmax=True,
 )
 DLDM_TINY = DLDMConfig(
     num_frames=5,
@@ -27,10 +30,13 @@ DLDM_TINY = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=8,
 )
-LOOP = LoopConfig(train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
+LOOP = FinetuneLoopConfig(
+    train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1)
+)
 
 
 @pytest.fixture
@@ -83,7 +89,7 @@ def save_pretrained(folder, **facts):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    return save_pretrained(tmp_path / "pretrained")
+    return save_pretrained(tmp_path / "pretrained", aids=["restrict_softmax"])
 
 
 @pytest.fixture

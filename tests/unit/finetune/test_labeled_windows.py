@@ -146,7 +146,8 @@ def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
         width=8,
         stem=StemConfig("pixel", 4, 4, 1),
         levels=(LevelConfig(8, 1),),
-        qformer=QFormerConfig(heads=2),
+        qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+        z_norm="batch",
         z_channels=8,
     )
     dldm, windows = DLDM(config).eval(), windows_of(write_calvin())

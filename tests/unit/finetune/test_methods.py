@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.errors import InputError
 from vw2_robot.finetune.config import FinetuneConfig
 
 METHODS = ("oracle", "indomain", "crossdomain", "videoworld", "lapa")
@@ -30,11 +31,22 @@ def test_every_method_is_a_configuration_at_every_fraction(name, fraction):
 def test_methods_share_head_data_schedule_and_losses(name):
     reference = method("indomain")
     config = method(name)
-    may_differ = {"method", "policy", "code_source", "lambda_ce"}
+    may_differ = {"method", "policy", "acting", "lambda_ce"}
     differing = {f.name for f in fields(FinetuneConfig) if getattr(config, f.name) != getattr(reference, f.name)}
     assert differing <= may_differ
 
 
 def test_only_the_oracle_begins_untrained_and_lapa_leaves_its_codes_unused():
     assert [name for name in METHODS if method(name).from_scratch] == ["oracle"]
-    assert [name for name in METHODS if method(name).code_source == "none"] == ["oracle", "lapa"]
+    assert [name for name in METHODS if method(name).acting == "none"] == ["oracle", "lapa"]
+
+
+def test_the_old_way_to_act_without_codes_is_named_by_its_present_key():
+    with pytest.raises(InputError, match=r"code_source must be .*found 'none'; this is now acting=none"):
+        method("indomain", "code_source=none")
+
+
+def test_no_method_reads_the_robots_state_and_all_others_act_through_decoded_codes():
+    assert all(method(name).aids.pose_weight == 0 for name in METHODS)
+    modes = {(found.acting, found.code_source) for found in map(method, METHODS) if found.acting != "none"}
+    assert modes == {("expected", "hindsight")}

@@ -11,11 +11,20 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
-from vw2_robot.finetune.losses import action_loss, totals_of, unlabeled_loss, window_batch, window_losses
+from vw2_robot.finetune.config import FinetuneAids, FinetuneLoopConfig
+from vw2_robot.finetune.losses import (
+    action_loss,
+    input_codes,
+    totals_of,
+    unlabeled_loss,
+    window_batch,
+    window_losses,
+)
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.policy.acting import null_codes
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import NULL_CODE
 from vw2_robot.models.policy.config import ActionHeadConfig
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import OptimConfig
@@ -65,62 +74,120 @@ class FewWindows:
         return [f"do {row}" for row in rows]
 
 
-MIXED_SEED = 3
-"""of noise that gives predicted codes to sample 0 and not to sample 1, at a share of one half"""
-
-
-def parts_of(config, policy, windows, division, *, predicted_share, seed=0):
+def parts_of(config, policy, windows, division, *, hindsight_share=0.5, seed=0):
     """What `window_losses` gets of each part of a batch of all windows."""
+    cpu = torch.device("cpu")
     batches = [
         window_batch(
             config,
             policy,
             windows,
             rows,
-            device=torch.device("cpu"),
-            predicted_share=predicted_share,
+            device=cpu,
+            hindsight_share=hindsight_share,
             noise=SampleNoise(seed, 0, stream=0, samples=rows),
         )
         for rows in division
     ]
-    totals = totals_of(windows, np.concatenate(division), batches)
+    totals = totals_of(windows, np.concatenate(division), cpu)
     return [(batch, totals) for batch in batches]
 
 
-@pytest.mark.parametrize("source", ["ground_truth", "predicted", "mixed"])
-def test_code_loss_counts_codes_whose_prefix_is_right(pretrained, configure, source):
+@pytest.mark.parametrize(
+    ("acting", "source"),
+    [
+        ("expected", "ground_truth"),
+        ("expected", "hindsight"),
+        ("expected", "predicted"),
+        ("argmax", "predicted"),
+        ("sampled", "predicted"),
+        ("parallel", "hindsight"),
+        ("none", "hindsight"),
+    ],
+)
+def test_the_code_loss_is_that_of_all_valid_ground_truth_codes_whatever_is_read(pretrained, configure, acting, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
+    torch.manual_seed(0)
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
     rows = np.arange(3)
-    windows = FewWindows(np.zeros((3, 1, 4), np.int64))
+    windows = FewWindows(np.arange(12).reshape(3, 1, 4))
+    config = configure("unused", acting=acting, code_source=source, image_shift_px=0, lambda_ce=2.0)
+    ((batch, totals),) = parts_of(config, policy, windows, [rows])
+    total, found, _ = window_losses(config, policy, head, windows, batch, totals)
+    # What is read, by another way.
     prompt = policy.prompt(windows.instructions(rows), windows.images(rows, image_px=8, device=None))
-    predicted_codes = policy.decode(prompt, latent_steps=1).codes_BHN
-    ground_truth = predicted_codes.clone()
-    ground_truth[0, 0, 1] = (ground_truth[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
-    windows.codes = ground_truth.numpy()
-    is_predicted = torch.ones(3, dtype=torch.bool)
-    if source == "ground_truth":
-        is_predicted = torch.zeros(3, dtype=torch.bool)
-    if source == "mixed":
-        is_predicted = noise_of(3, MIXED_SEED).rand() < 0.5
-        assert is_predicted[:2].tolist() == [True, False]
-    config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=2.0)
-    parts = parts_of(config, policy, windows, [rows], predicted_share=config.predicted_share(0), seed=MIXED_SEED)
-    total, found, _ = window_losses(config, policy, head, windows, *parts[0])
-
-    inputs = torch.where(is_predicted[:, None, None], predicted_codes, ground_truth)
-    states = policy.states(prompt, inputs)
-    log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, ground_truth[..., None])[:, 0, :, 0]
-    counted = torch.tensor([[True, True, not is_predicted[0], not is_predicted[0]], [True] * 4, [False] * 4])
-    torch.testing.assert_close(found["code"], -(log_p * counted).sum() / counted.sum())
+    ground_truth = torch.from_numpy(windows.codes)
+    if acting in ("parallel", "none"):
+        read = torch.full((3, 1, 4), NULL_CODE)
+    elif source == "predicted":
+        read = act(policy, prompt, latent_steps=1, acting=acting, last_code=True, generator=noise_of(3)).read
+        assert read.is_floating_point() == (acting == "expected")
+    else:
+        read = ground_truth
+        changed = batch.inputs != ground_truth
+        assert changed.any() == (source == "hindsight")
+        assert not changed.all()
+        if source == "hindsight":
+            read = batch.inputs
+    torch.testing.assert_close(batch.inputs, read)
+    states = policy.states(prompt, read, last_code=True)
+    log_p = policy.backbone.latent_logits(states[:, :, :4]).log_softmax(-1).gather(-1, ground_truth[..., None])
+    valid = torch.from_numpy(windows.valid)[:, 0]
+    torch.testing.assert_close(found["code"], -log_p[valid].mean().detach())
     l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
     torch.testing.assert_close(found["action"], l2.detach())
     torch.testing.assert_close(total.detach(), l2.detach() + 2.0 * found["code"])
 
 
-@pytest.mark.parametrize("source", ["ground_truth", "mixed"])
-def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configure, source):
+def test_hindsight_replaces_a_share_of_the_slots_by_samples_of_the_policy_after_the_truth(pretrained, configure):
+    policy, _, _ = load_pretrained(str(pretrained))
+    policy.eval()
+    with torch.no_grad():  # sure of itself: what it samples is its likeliest code
+        policy.backbone.model.get_output_embeddings().weight.mul_(1e6)
+    rows = np.arange(3).repeat(200)
+    windows = FewWindows(np.arange(12).reshape(3, 1, 4))
+    image = windows.images(rows, image_px=8, device=None)
+    codes = torch.from_numpy(windows.codes[rows])
+    config = configure("unused")
+
+    def inputs(share):
+        return input_codes(
+            config,
+            policy,
+            windows,
+            rows,
+            image,
+            source="hindsight",
+            hindsight_share=share,
+            noise=SampleNoise(0, 0, stream=0, samples=range(600)),
+        )
+
+    assert torch.equal(inputs(0.0), codes)
+    states = policy.states(policy.prompt(windows.instructions(rows), image), codes)
+    likeliest = policy.backbone.latent_logits(states).argmax(-1)
+    assert torch.equal(inputs(1.0), likeliest)
+    mixed = inputs(0.25)
+    assert bool(((mixed == codes) | (mixed == likeliest)).all())
+    assert (mixed != codes).double().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_action_loss_reaches_the_last_code_of_a_step(pretrained, configure):
+    """N states predict the codes; the state after the last one is the only one that has read it."""
+    policy, _, _ = load_pretrained(str(pretrained))
+    torch.manual_seed(0)
+    prompt = policy.prompt(["do 1", "do 1"], torch.zeros(2, 3, 8, 8))
+    codes = torch.tensor([[[1, 2, 3, 4]], [[1, 2, 3, 5]]])
+    for last_code in (True, False):
+        head = ActionHead(ActionHeadConfig(8, last_code=last_code), width=16, queries=4, stride=4)
+        actions = head(policy.states(prompt, codes, last_code=last_code))
+        assert torch.equal(actions[0], actions[1]) != last_code
+
+
+@pytest.mark.parametrize(
+    ("acting", "source"), [("expected", "ground_truth"), ("argmax", "hindsight"), ("sampled", "predicted")]
+)
+def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configure, acting, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     torch.manual_seed(0)
@@ -128,11 +195,18 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configu
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     windows.actions = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     windows.action_mask[1, 2:] = False
-    windows.poses = np.ones((3, head.end_effector_pose(torch.zeros(1, 1, 4, 16)).shape[1]), np.float32)
-    config = configure("unused", code_source=source, image_shift_px=1, lambda_ce=2.0, pose_weight=0.5)
+    windows.poses = np.ones((3, head.end_effector_pose(torch.zeros(1, 1, 5, 16)).shape[1]), np.float32)
+    config = configure(
+        "unused",
+        acting=acting,
+        code_source=source,
+        image_shift_px=1,
+        lambda_ce=2.0,
+        aids=FinetuneAids(pose_weight=0.5),
+    )
     found = []
     for division in ([np.arange(3)], [np.arange(1), np.arange(1, 3)]):
-        parts = parts_of(config, policy, windows, division, predicted_share=0.5, seed=MIXED_SEED)
+        parts = parts_of(config, policy, windows, division)
         losses = [window_losses(config, policy, head, windows, *part) for part in parts]
         found.append(
             {"total": sum(one.loss.detach() for one in losses)}
@@ -159,17 +233,17 @@ def test_unlabeled_losses_of_the_parts_of_a_batch_add_up_to_its_loss(pretrained,
     torch.testing.assert_close(loss(0, 1, count) + loss(1, 3, count), loss(0, 3))
 
 
-@pytest.mark.parametrize("source", ["ground_truth", "none"])
-def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
+@pytest.mark.parametrize("acting", ["argmax", "parallel"])
+def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, acting):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     rows = np.arange(3)
     cpu = torch.device("cpu")
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
-    config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
+    config = configure("unused", acting=acting, image_shift_px=0, lambda_ce=0.0)
     found = unlabeled_loss(config, policy, windows, rows, device=cpu, noise=noise_of(3))
     ground_truth = torch.from_numpy(windows.codes)
-    inputs = ground_truth if source == "ground_truth" else null_codes(policy, 3, latent_steps=1, device=cpu)
+    inputs = ground_truth if acting == "argmax" else torch.full((3, 1, 4), NULL_CODE)
     prompt = policy.prompt(windows.instructions(rows), windows.images(rows, image_px=8, device=None))
     wanted, _ = policy.code_loss(policy.states(prompt, inputs), ground_truth, torch.from_numpy(windows.valid))
     torch.testing.assert_close(found, wanted)
@@ -197,16 +271,19 @@ def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
 
 def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
     data = write_calvin()
-    finetune(configure(data, run="without"))
-    finetune(configure(data, pose_weight=1.0))
+    config = configure(data, run="without")
+    # Slow enough that two steps lower the loss.
+    config = replace(config, loop=replace(config.loop, optim=OptimConfig(lr=1e-3, warmup_steps=1)))
+    finetune(config)
+    finetune(replace(config, run_dir=str(tmp_path / "run"), aids=FinetuneAids(pose_weight=1.0)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["finetune/pose_loss"] > lines[1]["finetune/pose_loss"] > 0
     found, plain = weights(tmp_path / "run"), weights(tmp_path / "without")
     assert found.keys() - plain.keys() == {"head.pose.weight", "head.pose.bias"}
     assert any(not torch.equal(found[name], plain[name]) for name in plain if name.startswith("policy.image"))
-    out = VW2Agent.from_pretrained(tmp_path / "run").infer(
-        {"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"}
-    )
+    agent = VW2Agent.from_pretrained(tmp_path / "run")
+    assert agent.metadata["aids"] == ["restrict_softmax", "pose_weight=1.0"]  # those of pre-training, then its own
+    out = agent.infer({"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"})
     assert out["actions"].shape == (4, 7)
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
     with pytest.raises(ValueError, match=r"without head\.pose"):
@@ -219,7 +296,7 @@ def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path)
     pretrained.rename(stage / "checkpoints" / "step_9")
     (stage / "latest").write_text("step_9\n")
     for path in (tmp_path / "chain", stage):
-        assert load_pretrained(str(path))[2] == {"encoder_hash": "e" * 64}
+        assert load_pretrained(str(path))[2]["encoder_hash"] == "e" * 64
 
 
 @pytest.mark.parametrize("how", ["nan", "deleted"])
@@ -315,6 +392,13 @@ def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, wri
     train, held_out = made
     assert held_out.statistics is train.statistics
     assert not set(train.episode) & set(held_out.episode)
+
+
+def test_no_more_checkpoints_are_kept_than_a_disk_can_hold():
+    loop = FinetuneLoopConfig(train_steps=1000, batch_size=1, optim=OptimConfig(), keep_every=50)
+    for keep_every in (-1, 49):
+        with pytest.raises(ValueError, match=f"keep_every={keep_every}, expected 0, or at least 50"):
+            replace(loop, keep_every=keep_every)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(configure, write_calvin):

@@ -15,23 +15,26 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import CalvinDataConfig, NetworkConfig, ScheduledSamplingConfig, UnlabeledConfig
+from vw2_robot.finetune.config import CalvinDataConfig, HindsightConfig, NetworkConfig, UnlabeledConfig
 from vw2_robot.finetune.losses import action_errors, totals_of, window_batch, window_losses
-from vw2_robot.finetune.pretrained_init import init_policy
+from vw2_robot.finetune.pretrained_init import init_policy, load_pretrained
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.policy.config import LoRAConfig
 from vw2_robot.random_numbers import SampleNoise
 
-SCRATCH = {"policy": "scratch", "code_source": "none", "lambda_ce": 0.0}
+SCRATCH = {"policy": "scratch", "acting": "none", "lambda_ce": 0.0}
 WAYS = {
     "full": {},
     "head": {"preset": "head"},
     "lora": {"preset": "lora", "lora": LoRAConfig(rank=2)},
     "last_n": {"preset": "last_n", "last_n": 1},
     "ground_truth": {"code_source": "ground_truth"},
-    "predicted": {"code_source": "predicted"},
-    "schedule": {"scheduled_sampling": ScheduledSamplingConfig(0.0, 1.0)},
-    "none": {"code_source": "none", "lambda_ce": 0.0},
+    "expected": {"code_source": "predicted"},
+    "sampled": {"code_source": "predicted", "acting": "sampled"},
+    "schedule": {"hindsight": HindsightConfig(0.0, 1.0), "acting": "argmax"},
+    "parallel": {"acting": "parallel"},
+    "none": {"acting": "none"},
+    "no code loss": {"acting": "none", "lambda_ce": 0.0},
     "unlabeled": {"unlabeled": UnlabeledConfig(weight=0.5, batch_size=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
     "scratch": SCRATCH,
@@ -62,10 +65,10 @@ def observation():
     return {"images": {"static": image}, "prompt": "do 1"}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "no code loss"])
 def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
     data = write_calvin()
-    loop = replace(configured(data, way).loop, train_steps=4, save_every=2)
+    loop = replace(configured(data, way).loop, train_steps=4, save_every=2, keep_every=1)
     finetune(configured(data, way, loop=loop, run="calm"))
     real, calls = train_head.optimizer_step, []
 
@@ -83,6 +86,13 @@ def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, 
     calm, killed = tmp_path / "calm" / "checkpoints" / "step_4", tmp_path / "killed" / "checkpoints" / "step_4"
     for name in ("model.safetensors", "optimizer.safetensors", "config.json", "stats.json"):
         assert (calm / name).read_bytes() == (killed / name).read_bytes(), name
+    kept = [
+        sorted(file for file in (tmp_path / run / "kept").rglob("*") if file.is_file()) for run in ("calm", "killed")
+    ]
+    assert {file.parent.name for file in kept[0]} == {"step_1", "step_2", "step_3"}
+    assert not any("optimizer" in file.name for file in kept[0])
+    assert [file.read_bytes() for file in kept[0]] == [file.read_bytes() for file in kept[1]]
+    assert VW2Agent.from_pretrained(tmp_path / "calm/kept/step_1").infer(observation())["actions"].shape == (4, 7)
     assert (tmp_path / "calm" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
     assert (tmp_path / "calm" / "validation.json").is_file()
     assert VW2Agent.from_pretrained(tmp_path / "killed").infer(observation())["actions"].shape == (4, 7)
@@ -158,12 +168,12 @@ def test_more_last_layers_than_there_are_is_refused(configured, write_calvin):
         finetune(configured(write_calvin(), "last_n", last_n=2))
 
 
-def test_the_share_of_predicted_codes_follows_its_schedule(configure):
-    config = configure("unused", scheduled_sampling=ScheduledSamplingConfig(0.2, 0.8))
+def test_the_share_of_sampled_codes_follows_its_schedule(configure):
+    config = configure("unused", hindsight=HindsightConfig(0.2, 0.8))
     config = replace(config, loop=replace(config.loop, train_steps=5))
-    assert [config.predicted_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
-    assert replace(config, code_source="predicted").predicted_share(0) == 1.0
-    assert replace(config, code_source="ground_truth").predicted_share(4) == 0.0
+    assert [config.hindsight_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
+    with pytest.raises(ValueError, match=r"hindsight\.end must lie in \[0, 1\], found 1\.5"):
+        HindsightConfig(0.0, 1.5)
 
 
 def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
@@ -178,7 +188,7 @@ def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
 
 def test_without_codes_the_code_loss_is_nothing_and_no_video_is_encoded(configured, write_calvin, monkeypatch):
     monkeypatch.setattr(datasets.VideoWindows, "encode_codes", None)  # not to be called
-    finetune(configured(write_calvin(), "none"))
+    finetune(configured(write_calvin(), "no code loss"))
 
 
 def test_unlabeled_video_trains_on_codes_and_its_actions_are_never_opened(
@@ -261,8 +271,8 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
     ("change", "message"),
     [
         ({"preset": "head"}, "nothing to keep frozen"),
-        ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
-        ({"lambda_ce": 0.1}, "set lambda_ce=0"),
+        ({"acting": "argmax"}, "no dLDM to take codes from.*acting=argmax, code_source=hindsight"),
+        ({"lambda_ce": 0.1}, "lambda_ce=0 and .*'lambda_ce'"),
         ({"unlabeled": UnlabeledConfig(weight=1.0)}, r"unlabeled\.weight"),
     ],
 )
@@ -340,16 +350,20 @@ def test_images_of_the_policy_are_resized_once_as_the_agent_does(configured, wri
     assert made[0].policy_frame_cache.height == 16
 
 
-def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
-    """Predicted codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out images."""
+@pytest.mark.parametrize("acting", ["expected", "argmax", "parallel", "none"])
+def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path, acting):
+    """As in control, no shift: the reported error is that of `VW2Agent.infer` on the held-out images."""
     data = write_calvin()
-    finetune(configured(data, "full"))
+    finetune(configured(data, "full", acting=acting))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
     dataset = datasets.CalvinDataset(data)
     frames = datasets.cache_calvin(dataset, tmp_path / "again", height=8, width=8)
     held = datasets.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation
+    windows = datasets.VideoWindows(dataset, frames, held, latent_steps=1, stride=4)
+    windows.encode_codes(load_pretrained(str(tmp_path / "run"))[1], torch.device("cpu"))
+    right, row = [], 0
     statistics, raw = agent._statistics, []
     agent._head.register_forward_hook(lambda module, args, out: raw.append(out.numpy().copy()))
     errors = []
@@ -358,11 +372,18 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
         actions = statistics.normalize(dataset.read_actions(trajectory))
         for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
             raw.clear()
-            agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})
+            out = agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})
+            if windows.valid[row, 0] and acting != "none":
+                right.append(out["latent_tokens"] == windows.codes[row])
+            row += 1
             real = actions[start : start + 4]
             errors.append(np.abs(raw[0][0][: len(real)] - real)[:, :6])
-    found = json.loads((tmp_path / "run" / "validation.json").read_text())["arm_error"]
-    assert found == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
+    found = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert found["arm_error"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
+    assert found["code_loss"] > 0  # all modes learn codes, since lambda_ce > 0
+    assert (found["ground_truth_codes_accuracy"] is not None) == (acting in ("expected", "argmax"))
+    if acting != "none":
+        assert found["code_accuracy"] == pytest.approx(np.mean(right), abs=1e-9)
 
 
 def test_the_log_has_the_error_with_predicted_and_with_ground_truth_codes(configured, write_calvin, tmp_path):
@@ -376,7 +397,7 @@ def test_the_log_has_the_error_with_predicted_and_with_ground_truth_codes(config
 
 
 def test_no_code_loss_is_counted_without_ground_truth_codes(configured, write_calvin, tmp_path):
-    config = configured(write_calvin(), "none")
+    config = configured(write_calvin(), "no code loss")
     start = init_policy(config)
     found = datasets.open_datasets(config, start, train_head.open_run(config), torch.device("cpu"))
     head = train_head.build_head(config, start)
@@ -387,11 +408,10 @@ def test_no_code_loss_is_counted_without_ground_truth_codes(configured, write_ca
         found.train,
         rows,
         device=torch.device("cpu"),
-        predicted_share=0.0,
+        hindsight_share=0.0,
         noise=SampleNoise(0, 0, stream=0, samples=rows),
     )
-    assert batch.counted is None
-    totals = totals_of(found.train, rows, [batch])
+    totals = totals_of(found.train, rows, torch.device("cpu"))
     assert int(totals.codes) == 0
     losses = window_losses(config, start.policy, head, found.train, batch, totals)
     assert float(losses.metrics["code"]) == 0

@@ -30,7 +30,7 @@ CONFIG = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
     z_channels=8,
     z_norm="layer",
 )

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
@@ -15,6 +16,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import psnr
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
@@ -22,10 +24,11 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
-from vw2_robot.pretrain.config import ImagineConfig
+from vw2_robot.pretrain.config import ImagineConfig, make_geometry
+from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import imagine, read_photograph
-from vw2_robot.pretrain.train_dldm import encoder_hash
+from vw2_robot.pretrain.imagine import STREAM_CODES, imagine, read_photograph
+from vw2_robot.random_numbers import generator
 
 CONFIG = DLDMConfig(
     num_frames=9,
@@ -33,7 +36,8 @@ CONFIG = DLDMConfig(
     width=16,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=8,
 )
 POLICY = PolicyConfig(
@@ -235,6 +239,83 @@ def test_an_image_and_an_instruction_become_predicted_codes_and_a_rendered_video
     assert "coarse" not in json.loads(path.with_suffix(".json").read_text())  # nothing to compare with
 
 
+@pytest.mark.parametrize("acting", ["expected", "sampled", "argmax", "parallel"])
+def test_a_fine_tuned_policy_is_drawn_by_the_codes_that_it_acts_with(trained, recorded, acting):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    policy = LatentPolicy.from_checkpoint(checkpoint).eval()
+    with torch.no_grad():  # sure of its codes, so that the modes differ
+        policy.backbone.model.get_output_embeddings().weight.mul_(30)
+    config = checkpoint.config | {"head": {"hidden": 8}, "acting": acting}
+    save_checkpoint(
+        trained / "tuned",
+        kind="policy",
+        config=config,
+        modules={"policy": policy, "dldm": dldm()},
+        files=checkpoint.files,
+        facts=checkpoint.facts,
+    )
+    imagine(settings(trained, policy=str(trained / "tuned")))
+    image = to_model_range(torch.from_numpy(FrameCache(trained / "frames").read(0, [0])))
+    image = F.interpolate(image, size=(8, 8), mode="bilinear", antialias=True)
+    noise = generator(0, 0, stream=STREAM_CODES)
+    with torch.no_grad():
+        prompt = policy.prompt(["do 0"], image)
+        acted = act(policy, prompt, latent_steps=2, acting=acting, last_code=True, generator=noise)
+    assert json.loads((trained / "seen.json").read_text())["codes"] == acted.codes_BHN[0].tolist()
+    if acting == "argmax":  # as the policy before fine-tuning
+        return
+    with torch.no_grad():
+        greedy = act(policy, prompt, latent_steps=2, acting="argmax", last_code=True).codes_BHN
+    assert not torch.equal(acted.codes_BHN, greedy)
+
+
+def test_a_policy_that_acts_without_codes_has_none_to_draw(trained):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    config = checkpoint.config | {"head": {"hidden": 8}, "acting": "none"}
+    modules = {"policy": LatentPolicy.from_checkpoint(checkpoint), "dldm": dldm()}
+    save_checkpoint(trained / "tuned", kind="policy", config=config, modules=modules, facts=checkpoint.facts)
+    with pytest.raises(InputError, match=r"acts without codes \(acting=none\)"):
+        imagine(settings(trained, policy=str(trained / "tuned")))
+
+
+def test_a_larger_vdm_renders_with_guidance_beside_an_enlarged_coarse_video(trained, recorded):
+    model, codec = dldm(), CodecConfig()
+    larger = replace(TINY_VDM, frame_height=32, frame_width=32, code_dropout=0.1)
+    torch.manual_seed(0)
+    vdm = VDM(larger, make_geometry(CONFIG, larger, codec))
+    save_checkpoint(
+        trained / "larger",
+        kind="dldm",
+        config=config_tree(CONFIG),
+        modules={"dldm": model, "vdm": vdm, "codec": DCTCodec(codec)},
+        facts={
+            "encoder_hash": encoder_hash(model),
+            "vdm": config_tree(larger),
+            "codec": config_tree(codec),
+            "control_grayscale": False,
+        },
+    )
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(image).save(trained / "table.png")
+    made = settings(
+        trained,
+        frame_cache=None,
+        image=str(trained / "table.png"),
+        prompt="open the drawer",
+        vdm=str(trained / "larger"),
+        sample_steps=2,
+    )
+    imagine(made)
+    imagine(replace(made, guidance=3.0))
+    imagine(replace(made, grayscale_control=False))
+    plain, guided, colored = (frames for _, frames, _ in recorded)
+    assert plain.shape == guided.shape == (9, 32, 64, 3)  # coarse, rendered
+    np.testing.assert_array_equal(plain[0, :, 32:], image)
+    np.testing.assert_array_equal(plain[:, :, :32], guided[:, :, :32])
+    assert not np.array_equal(plain[1:, :, 32:], guided[1:, :, 32:])
+    np.testing.assert_array_equal(plain, colored)  # as it was trained
+
+
 def test_codes_of_a_file_are_decoded(trained, recorded):
     np.save(trained / "codes.npy", codes(3).numpy())
     imagine(settings(trained, codes=str(trained / "codes.npy")))
@@ -270,6 +351,7 @@ def other_encoder(trained):
         ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
         ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
         ({"frame_cache": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
+        ({"vdm": "dldm", "guidance": 2.0}, r"guidance=2\.0: the VDM of .* was trained without null codes"),
     ],
 )
 def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):

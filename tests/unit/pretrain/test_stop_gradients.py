@@ -5,16 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.perceptual import BLOCKS, PerceptualDistance
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
-from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
+from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss, reader_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import LoopConfig, OptimConfig
@@ -25,11 +27,19 @@ DLDM_TINY = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=16,
 )
 VDM_TINY = VDMConfig(
-    heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0
+    heads=2,
+    head_dim=12,
+    layers=2,
+    adaln_lora_dim=8,
+    context_width=16,
+    control_width=8,
+    code_dropout=0.0,
+    still_control=True,
 )
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
 LOOP = LoopConfig(train_steps=10, batch_size=2, optim=OPTIM)
@@ -93,6 +103,13 @@ def test_phase_one_trains_the_whole_autoencoder_and_nothing_else():
     assert learners(loss, dldm, vdm) == AUTOENCODER
     assert not parts["dldm/reconstruction_l2"].requires_grad
     assert all(p.grad is not None for p in dldm.parameters())
+
+
+def test_the_reader_trains_the_video_model_alone():
+    dldm, vdm, codec = build()
+    x, valid = fake_clip(DLDM_TINY, 4), torch.ones(4, 2, dtype=torch.bool)
+    loss = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=PHASES, noise=noise_of(4))[0]
+    assert learners(loss, dldm, vdm) == RENDERER
 
 
 @pytest.mark.parametrize("anchor_grad", [False, True])
@@ -179,6 +196,21 @@ def test_both_losses_add_up_with_their_weights():
     torch.testing.assert_close(both, 0.5 * rec + 10 * den)
 
 
+def test_a_perceptual_distance_is_added_to_the_reconstruction_with_its_weight(tmp_path):
+    layers = [number for block in BLOCKS for number in block]
+    parts = {f"features.{n}.weight": torch.randn(2, 3 if n == 0 else 2, 3, 3) for n in layers}
+    save_file(parts | {f"features.{n}.bias": torch.zeros(2) for n in layers}, tmp_path / "vgg.safetensors")
+    perceptual = PerceptualDistance(tmp_path)
+    config = replace(DLDM_TINY, height=16, width=16)  # VGG halves an image four times
+    large, x, valid = DLDM(config), fake_clip(config, 2), torch.ones(2, 2, dtype=torch.bool)
+    plain = phase_one_loss(large, x, valid)
+    found = phase_one_loss(large, x, valid, perceptual=perceptual, perceptual_weight=0.5)
+    distance = found.metrics["dldm/perceptual"]
+    assert distance > 0
+    torch.testing.assert_close(found.loss, plain.loss + 0.5 * distance)
+    torch.testing.assert_close(found.metrics["dldm/reconstruction_l2"], plain.loss.detach())
+
+
 def test_control_learns_from_its_second_step_on():
     """Zero-initialized output layers get the first gradient, what lies before them the second."""
     dldm, vdm, codec = build(shaken=False)
@@ -214,15 +246,17 @@ def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_
 
 def test_the_control_video_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
     rec = torch.rand(2, 3, 3, 4, 4) * 4 - 2
-    gray = make_control_video(rec, grayscale=True)
+    gray = make_control_video(rec, size=rec.shape[-2:], grayscale=True)
     assert torch.equal(gray[:, :, 0], gray[:, :, 1])
     assert torch.equal(gray[:, :, 0], gray[:, :, 2])
     clamped = rec.clamp(-1, 1)
     torch.testing.assert_close(
         gray[:, :, 0], 0.299 * clamped[:, :, 0] + 0.587 * clamped[:, :, 1] + 0.114 * clamped[:, :, 2]
     )
-    torch.testing.assert_close(make_control_video(torch.ones(1, 1, 3, 2, 2), grayscale=True), torch.ones(1, 1, 3, 2, 2))
-    assert torch.equal(make_control_video(rec, grayscale=False), clamped)
+    torch.testing.assert_close(
+        make_control_video(torch.ones(1, 1, 3, 2, 2), size=(4, 6), grayscale=True), torch.ones(1, 1, 3, 4, 6)
+    )
+    assert torch.equal(make_control_video(rec, size=rec.shape[-2:], grayscale=False), clamped)
 
 
 class RecordingLoss:
@@ -250,12 +284,12 @@ def given_to_the_vdm(phases, *, batch=64, seed=0):
     return x, rec.detach(), codec.decode(given.latents), codec.decode(given.control_video)
 
 
-def test_a_dropped_control_video_is_its_first_frame_repeated_and_drops_fall_per_sample():
-    _, rec, _, control = given_to_the_vdm(replace(PHASES, control_dropout=0.7))
-    whole = make_control_video(rec, grayscale=True)
+def test_a_dropped_control_video_is_frame_0_repeated_and_drops_fall_per_sample():
+    x, rec, _, control = given_to_the_vdm(replace(PHASES, control_dropout=0.7, control_grayscale=False))
+    whole = rec.clamp(-1, 1)
     frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in control])
     torch.testing.assert_close(control[~frozen], whole[~frozen], atol=1e-5, rtol=0)
-    torch.testing.assert_close(control[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(control[frozen], x[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
     assert 32 <= int(frozen.sum()) <= 58  # 0.7 of 64
     for share, dropped in ((0.0, 0), (1.0, 64)):
         control = given_to_the_vdm(replace(PHASES, control_dropout=share))[3]

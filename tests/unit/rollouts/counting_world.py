@@ -45,10 +45,9 @@ class CountingBenchmark:
         self._good = 0
         self._task = ""
 
-    def sequences(self, count: int) -> list[EvalSequence]:
-        return [
-            EvalSequence(n, {"shift": n}, (*TASKS[n % 5 :], *TASKS[: n % 5])) for n in range(min(count, self.chains))
-        ]
+    def sequences(self, count: int, *, seed: int = 0) -> list[EvalSequence]:
+        shifts = [(n, (n + seed) % 5) for n in range(min(count, self.chains))]
+        return [EvalSequence(n, {"shift": n}, (*TASKS[shift:], *TASKS[:shift])) for n, shift in shifts]
 
     def single_tasks(self, per_task: int) -> list[EvalSequence]:
         return [

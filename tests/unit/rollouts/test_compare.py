@@ -8,7 +8,9 @@ import pytest
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.compare import EarlyStopping, compare, lines
+from vw2_robot.rollouts.compare import CompareConfig, EarlyStopping, compare, lines, main
+from vw2_robot.rollouts.report.run_folders import discover
+from vw2_robot.rollouts.report.side_by_side import comparisons
 from vw2_robot.rollouts.results import append_row, read_rows
 
 TASKS = ["open", "close", "push", "lift", "turn"]
@@ -69,6 +71,18 @@ def test_a_rollout_stops_once_it_is_better_and_says_so(config, tmp_path, workers
     assert "sequential test    better, after" in capsys.readouterr().out
     assert rollout(again)["num_sequences"] == summary["num_sequences"]  # started again: nothing more to do
     assert "is not finished" not in (tmp_path / "new/report.html").read_text(encoding="utf-8")
+
+
+def test_chains_of_different_seeds_are_no_pairs(config, tmp_path):
+    rollout(config("base"))
+    rollout(config("other", sequences_seed=5))  # the counting world has the same subtasks again
+    folders = {"run": str(tmp_path / "other"), "against": str(tmp_path / "base")}
+    with pytest.raises(InputError, match="ran other chains: sequences_seed or starts_seed differs"):
+        main(CompareConfig(**folders))
+    with pytest.raises(InputError, match="ran other chains"):
+        rollout(config("new", sequences_seed=5, against=str(tmp_path / "base")))
+    _, rollouts = discover([tmp_path / "base", tmp_path / "other"])
+    assert comparisons(rollouts)["entries"][0]["chains"] == 0
 
 
 def test_early_stopping_needs_the_same_chains(config, tmp_path):

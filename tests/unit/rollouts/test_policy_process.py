@@ -136,7 +136,7 @@ def test_a_batch_or_more_threads_keep_the_policy_in_its_process(counting_world):
 
 @pytest.mark.slow
 def test_each_worker_has_its_own_state(checkpoint):
-    build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
+    build = functools.partial(load, checkpoint, temporal_ensemble=0.5, acting="sampled")
     served = PolicyProcess(build, rows=1)
     try:
         one, other = (RemotePolicy(served.connect(), served.metadata) for _ in range(2))

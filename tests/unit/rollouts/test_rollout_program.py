@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.config import open_benchmark
+from vw2_robot.rollouts.recording import recording_path
 from vw2_robot.rollouts.results import read_rows
 from vw2_robot.storage.files import read_json
 
@@ -38,6 +40,19 @@ def test_the_summary_names_what_produced_it(config):
     assert (summary["env"]["scene"], summary["seed"], summary["n_action_steps"]) == ("count", 5, 2)
     assert {"vw2_robot", "python", "torch"} <= summary["versions"].keys()
     assert summary["env_steps"] == 12 * 3 + 6 * 12  # twelve solved subtasks of 3 steps, six failures at the limit
+
+
+def test_a_policy_acts_as_asked_and_its_codes_are_recorded(config, checkpoint, tmp_path):
+    asked = {"acting": "sampled", "temperature": 5.0, "policy": str(checkpoint), "num_sequences": 1}
+    rollout(config(record=True, env={"max_steps": 9}, **asked))
+    policy = read_json(tmp_path / "run" / "provenance.json", cure="", sealed=True)["policy"]
+    assert (policy["acting"], policy["temperature"]) == ("sampled", 5.0)
+    with np.load(recording_path(tmp_path / "run", 0)) as file:
+        assert len(np.unique(file["tokens"])) > 4  # one image: by argmax these would be four
+    with pytest.raises(InputError, match=r"keeps state between calls .*acting=sampled"):
+        rollout(config("batch", batch_size=2, **asked))
+    with pytest.raises(InputError, match="policy=random decodes no codes: leave out acting and temperature"):
+        rollout(config("no", policy="random", acting="argmax"))
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +285,7 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
             {name: 0}
             for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch_size", "rollouts_per_task")
         ),
-        *({name: -1} for name in ("videos", "seed", "retries")),
+        *({name: -1} for name in ("videos", "seed", "retries", "first_sequence", "sequences_seed", "starts_seed")),
         {"alpha": 1.0},
     ],
 )
@@ -292,6 +307,74 @@ def test_a_subset_has_the_rows_of_the_whole(config, tmp_path):
         rollout(config("none", sequences=6))
 
 
+def test_skipped_chains_and_other_seeds_are_in_the_provenance(config, tmp_path):
+    rollout(config("whole"))
+    whole = {row["sequence"]: row for row in read_rows(tmp_path / "whole/results.jsonl")}
+    rollout(config("last", num_sequences=2, first_sequence=4))
+    assert read_rows(tmp_path / "last/results.jsonl") == [whole[4], whole[5]]
+    rollout(config("others", sequences_seed=1))
+    assert [row["solved"] for row in read_rows(tmp_path / "others/results.jsonl")] == [1, 0, 4, 3, 2, 1]
+    kept = read_json(tmp_path / "others/provenance.json", cure="", sealed=True)
+    assert (kept["sequences_seed"], kept["first_sequence"], kept["starts_seed"]) == (1, 0, 0)
+    with pytest.raises(InputError, match=r"sequences_seed \(1 -> 2\)"):
+        rollout(config("others", sequences_seed=2))
+    with pytest.raises(InputError, match=r"first_sequence \(4 -> 3\)"):
+        rollout(config("last", num_sequences=2, first_sequence=3))
+    with pytest.raises(InputError, match="starts_seed=1 means nothing with protocol=chain"):
+        rollout(config("starts", starts_seed=1))
+    with pytest.raises(InputError, match="has one list of chains alone"):
+        rollout(config("starts", protocol="single", starts_seed=1))
+
+
+@pytest.mark.parametrize("more", [{"num_sequences": 6}, {"protocol": "single", "rollouts_per_task": 3}])
+def test_more_chains_continue_a_finished_folder_to_the_bytes_of_all(config, tmp_path, more):
+    fewer = {**more, **{key: 1 for key, value in more.items() if isinstance(value, int)}}
+    first = rollout(config("grown", videos=2, **fewer))
+    summary = rollout(config("grown", videos=2, **more))
+    assert (
+        rollout(config("whole", videos=2, **more))["num_sequences"] == summary["num_sequences"] > first["num_sequences"]
+    )
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    names = ["results.jsonl", "provenance.json", *(f"videos/{path.name}" for path in (whole / "videos").iterdir())]
+    assert all((grown / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    assert "is not finished" not in (grown / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="another configuration"):
+        rollout(config("grown", videos=2, **fewer))
+    with pytest.raises(InputError, match=r"another configuration.*seed \(0 -> 1\)"):
+        rollout(config("grown", videos=2, **{**more, "seed": 1}))
+
+
+def test_growing_brings_instructions_of_more_tasks_but_changes_none(config, counting_world, tmp_path, monkeypatch):
+    few = {"protocol": "single", "sequences": "0:1"}
+    rollout(config(**few))
+    file = tmp_path / "run/provenance.json"
+    assert len(read_json(file, cure="", sealed=True)["instructions"]) == 1
+    (tmp_path / "run/config.yaml").unlink()  # as its cure says
+    rollout(config(protocol="single", rollouts_per_task=1))
+    assert len(read_json(file, cure="", sealed=True)["instructions"]) == 5
+    monkeypatch.setattr(counting_world.CountingBenchmark, "instruction", lambda self, task: f"now {task}")
+    with pytest.raises(InputError, match=r"instructions\.open"):
+        rollout(config(protocol="single", rollouts_per_task=2))
+
+
+def test_shards_cannot_be_given_more_chains(config):
+    rollout(config(num_sequences=4, shard="0/2"))
+    with pytest.raises(InputError, match=r"num_sequences \(4 -> 6\)"):
+        rollout(config(shard="0/2"))
+
+
+def test_a_policy_may_be_named_by_its_module(config, counting_world, tmp_path):
+    summary = rollout(config(policy="counting_world:ScriptedPolicy", workers=2))
+    assert (summary["policy"], summary["average_length"]) == ("scripted", 5.0)
+    for name, message in (
+        ("counting_world:Missing", "cannot be made"),
+        ("counting_world:CountingBenchmark", "makes no Policy: it has no infer"),
+        ("no_such_module:Policy", "cannot be made"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rollout(config("other", policy=name))
+
+
 def test_single_tasks_are_counted_task_by_task(config, tmp_path):
     summary = rollout(config(protocol="single", rollouts_per_task=3, videos=1))
     assert summary["per_task"]["push"] == {"solved": 0, "attempted": 3}
@@ -304,5 +387,5 @@ def test_single_tasks_are_counted_task_by_task(config, tmp_path):
 
 def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkeypatch):
     monkeypatch.delattr(counting_world.CountingBenchmark, "single_tasks")
-    with pytest.raises(InputError, match="no start states for single tasks"):
+    with pytest.raises(InputError, match="no start states for it"):
         rollout(config(protocol="single"))

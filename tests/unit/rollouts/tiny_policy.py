@@ -17,8 +17,8 @@ from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, Pol
 STRIDE = 4
 
 
-def save_tiny_policy(folder: Path) -> Path:
-    """Write the checkpoint; actions are large, so that a changed bit soon shows in the world."""
+def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1) -> Path:
+    """Write the checkpoint; actions are large, so that a changed bit soon shows in the world; `shift` is their mean."""
     generator = torch.Generator().manual_seed(0)
     config = PolicyConfig(
         backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2), image_px=32, image_widths=(8, 16, 16)
@@ -28,15 +28,16 @@ def save_tiny_policy(folder: Path) -> Path:
         torch.manual_seed(0)
         head = ActionHead(ActionHeadConfig(16), width=32, queries=config.queries, stride=STRIDE)
     rng = np.random.default_rng(0)
-    labels = np.clip(rng.normal(0, 0.9, (400, 7)), -1, 1)
+    labels = np.clip(rng.normal(shift, 0.9, (400, 7)), -1, 1)
     labels[:, 6] = rng.choice((-1.0, 1.0), 400)
     save_checkpoint(
-        folder / "step_1",
+        folder / f"step_{step}",
         kind="policy",
         config={
             "policy": config_tree(config),
             "stride": STRIDE,
-            "head": {"hidden": 16},
+            "head": config_tree(ActionHeadConfig(16)),
+            "acting": "expected",
             "latent_steps": 1,
             "n_action_steps": STRIDE,
         },
@@ -47,4 +48,4 @@ def save_tiny_policy(folder: Path) -> Path:
             "stats": {"calvin": ActionStatistics.from_actions(labels).to_json()},
         },
     )
-    return folder / "step_1"
+    return folder / f"step_{step}"

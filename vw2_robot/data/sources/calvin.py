@@ -62,6 +62,8 @@ class Trajectory:
     end: int
     scene: str
     """Letter of the CALVIN scene, or "unknown"."""
+    way: str = ""
+    """How the task was done, where the recorder states it."""
 
     @property
     def length(self) -> int:
@@ -253,28 +255,29 @@ def _read_labels(folder: Path, split: str, scenes: SceneRanges) -> list[Trajecto
         instructions = list(content["language"]["ann"])
         tasks = list(content["language"]["task"])
         windows = [(int(first), int(last)) for first, last in content["info"]["indx"]]
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        ways = list(content["language"].get("way", [""] * len(tasks)))
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(
             f'{labels}: expected {{"language": {{"ann", "task"}}, "info": {{"indx"}}}}, reading failed with {error!r}'
         ) from error
-    if not len(instructions) == len(tasks) == len(windows):
+    if not len(instructions) == len(tasks) == len(windows) == len(ways):
         raise InputError(
-            f"{labels}: {len(instructions)} instructions, {len(tasks)} tasks, {len(windows)} windows; expected equal "
-            "numbers"
+            f"{labels}: {len(instructions)} instructions, {len(tasks)} tasks, {len(windows)} windows, {len(ways)} "
+            "ways; expected equal numbers"
         )
     if not windows:
         raise InputError(f"{labels} holds no trajectory")
     seen: Counter[str] = Counter()
     trajectories = []
-    for instruction, label, (first, last) in zip(instructions, tasks, windows, strict=True):
-        text, task = (_text(value, f"{labels}, window ({first}, {last})") for value in (instruction, label))
+    for *texts, (first, last) in zip(instructions, tasks, ways, windows, strict=True):
+        text, task, way = (_text(value, f"{labels}, window ({first}, {last})") for value in texts)
         if not 0 <= first <= last:
             raise InputError(f"{labels}: window ({first}, {last}) of task {task!r} is empty or negative")
         # Identifiers must be unique; a window may be labeled with one task several times.
         name = f"{split}/{first:07d}-{last:07d}/{task}"
         seen[name] += 1
         unique = name if seen[name] == 1 else f"{name}/{seen[name]}"
-        trajectories.append(Trajectory(unique, task, text, first, last, scenes.scene_of(first)))
+        trajectories.append(Trajectory(unique, task, text, first, last, scenes.scene_of(first), way))
     _check_complete(folder, trajectories)
     return trajectories
 

@@ -27,7 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..dense import Dense, dense
 from ..precision import at_least_float32
-from .config import LevelConfig, StemConfig
+from .code_attention import CodeAttention, Codes
+from .config import DLDMConfig, LevelConfig, StemConfig
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -344,7 +345,7 @@ def _haar(size: int) -> Tensor:
     return matrix
 
 
-BLOCK_CLASSES = (ResidualBlock, FrameAttention, Downsample, Upsample)
+BLOCK_CLASSES = (ResidualBlock, FrameAttention, CodeAttention, Downsample, Upsample)
 """The classes of the trunk's blocks: the units that are compiled, recomputed, or sharded over ranks one by one."""
 
 
@@ -353,10 +354,16 @@ def blocks_of(trunk: nn.Module) -> list[nn.Module]:
     return [module for module in trunk.modules() if isinstance(module, BLOCK_CLASSES)]
 
 
-def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool) -> Tensor:
+def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool, codes: Codes | None = None) -> Tensor:
     """Run the blocks in order; with `checkpointing` only their inputs are kept for the backward pass."""
     for block in body:
-        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+        inputs: tuple[Any, ...] = (x,)
+        if isinstance(block, CodeAttention):
+            if codes is None:  # a clip of frame 0 alone
+                continue
+            inputs = (x, codes)
+        recomputed = checkpointing and torch.is_grad_enabled()
+        x = checkpoint(block, *inputs, use_reentrant=False) if recomputed else block(*inputs)
     return x
 
 
@@ -414,19 +421,23 @@ class CausalDecoder(nn.Module):
 
     checkpointing = False
 
-    def __init__(self, stem: StemConfig, levels: Sequence[LevelConfig]) -> None:
+    def __init__(self, config: DLDMConfig) -> None:
         super().__init__()
+        stem = config.stem
         self.patcher = Patcher(stem)
-        width = levels[-1].width
+        width = context = config.levels[-1].width
+        attending = len(config.levels) - len(config.attending_levels)  # from there on, the lowest ones
         body: list[nn.Module] = []
-        for level in reversed(levels):
+        for number, level in reversed(list(enumerate(config.levels))):
             # The encoder down-samples after a level's blocks, so the decoder up-samples before them.
             if level.downsample_time or level.downsample_space:
                 body.append(Upsample(width, level.width, time=level.downsample_time, space=level.downsample_space))
                 width = level.width
-            for _ in range(level.blocks):
+            for _ in range(level.blocks + config.decoder_extra_blocks):
                 body.append(ResidualBlock(width, level.width))
                 width = level.width
+                if number >= attending:
+                    body.append(CodeAttention(width, context=context, heads=config.qformer.heads))
                 if level.attention:
                     body += [FrameAttention(width, axis="space"), FrameAttention(width, axis="time")]
         self.body = nn.Sequential(*body, FrameNorm(width, silu=True))
@@ -436,14 +447,14 @@ class CausalDecoder(nn.Module):
         """Compile the blocks in place, the last norm included."""
         compile_in_place(self.body)
 
-    def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
+    def features(self, h: Float[Tensor, "B K C h w"], codes: Codes | None = None) -> Float[Tensor, "B K2 C2 h2 w2"]:
         """Return the last features before pixels, on the grid of patches; K2 - 1 steps of patches after frame 0."""
-        return _run(self.body, h, checkpointing=self.checkpointing)
+        return _run(self.body, h, checkpointing=self.checkpointing, codes=codes)
 
     def pixels(self, features: Float[Tensor, "B K2 C2 h2 w2"]) -> Float[Tensor, "B T 3 H W"]:
         """Return pixels, trained toward [-1, 1] and not clamped."""
         return self.patcher.inverse(rearrange(self.head(features), "b k c h w -> b k h w c"))
 
-    def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
+    def forward(self, h: Float[Tensor, "B K C h w"], codes: Codes | None = None) -> Float[Tensor, "B T 3 H W"]:
         """Return the pixels of the decoded clip."""
-        return self.pixels(self.features(h))
+        return self.pixels(self.features(h, codes))

@@ -10,29 +10,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..dense import Dense
 from .causal_video import CausalDecoder, FrameAttention, ResidualBlock
+from .code_attention import Codes, attend, visible_codes
 from .config import DLDMConfig
 from .frame_warp import FrameWarp
 from .qformer import CrossAttention
-
-
-def visible_codes(latent_steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
-    """Return True where step m may attend to the code of step j and slot n.
-
-    Args:
-        latent_steps: M.
-        queries: N, slots per step.
-        visibility: causal: j <= m; current: j == m.
-        device: of the mask.
-    """
-    step = torch.arange(latent_steps, device=device)
-    mask = step[:, None] >= step[None, :] if visibility == "causal" else step[:, None] == step[None, :]
-    return mask.repeat_interleave(queries, dim=1)
 
 
 class TokenConvolution(nn.Module):
@@ -67,7 +54,7 @@ class CodeDecoder(nn.Module):
         self.space = FrameAttention(width, axis="space")
         self.time = FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)
-        self.up = CausalDecoder(config.stem, config.levels)
+        self.up = CausalDecoder(config)
         self.warp: FrameWarp | None = None
         if config.output == "warp":
             self.warp = FrameWarp(config.levels[0].width, config.stem.temporal_patch_size)
@@ -100,26 +87,23 @@ class CodeDecoder(nn.Module):
         # 1. Every step starts as a copy of the anchor; causal layers would give every copy the same.
         anchor = anchor.contiguous(memory_format=torch.channels_last)  # as one dense tensor, not a frame of a clip
         h = self.block_in(anchor[:, None]).expand(-1, latent_steps + 1, -1, -1, -1)
+        seen: Codes | None = None
         if latent_steps:
             # 2. Codes become keys and values, with their step and slot.
             z = self.post_quant(codes) + self.step[:latent_steps, None] + self.slot
-            z = rearrange(z, "b m n c -> b (m n) c")
+            mask = visible_codes(latent_steps, queries, visibility=self.config.code_visibility, device=z.device)
+            seen = Codes(rearrange(z, "b m n c -> b (m n) c"), mask)
             # 3. The tokens of steps 1 .. M are queries; all steps in one call, causality by the mask.
-            grid_h, grid_w = h.shape[-2:]
-            place = repeat(self.step[:latent_steps], "m c -> (m s) c", s=grid_h * grid_w)
-            place = place + self.position.repeat(latent_steps, 1)
             rows = rearrange(h, "b k c h w -> b k h w c")  # as it lies in memory
-            tokens = rows[:, 1:].flatten(1, 3) + place
-            seen = visible_codes(latent_steps, queries, visibility=self.config.code_visibility, device=z.device)
-            mask = seen.repeat_interleave(grid_h * grid_w, dim=0)
-            tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
+            tokens = rows[:, 1:].flatten(2, 3) + (self.step[:latent_steps, None] + self.position)
+            tokens = tokens + attend(self.cross, self.norm(tokens), seen)
             tokens = tokens + self.mlp(tokens)
-            moved = rearrange(tokens, "b (m h w) c -> b m h w c", m=latent_steps, h=grid_h)
+            moved = rearrange(tokens, "b m (h w) c -> b m h w c", h=h.shape[-2])
             rows = torch.cat([rows[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
             h = rearrange(rows, "b k h w c -> b k c h w")
-        # 4. Mix in space, then along the past, and up-sample to pixels.
+        # 4. Mix in space, then along the past, and up-sample to pixels; blocks may attend to the codes again.
         h = self.block_out(self.time(self.space(h)))
-        features = self.up.features(h)
+        features = self.up.features(h, seen)
         x: Tensor = self.up.pixels(features)
         if self.warp is not None:
             return x + self.warp(features, first_frame)

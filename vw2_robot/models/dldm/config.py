@@ -64,18 +64,23 @@ class QFormerConfig:
     """layers of cross-attention"""
     heads: Count = 4
     """attention heads"""
-    role_embedding: bool = True
-    """a learned embedding that marks previous and current frame; our addition, off in the release"""
-    value_pos: bool = True
-    """position code on the values too, not on the keys only; off in the release"""
-    difference_values: bool = True
-    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one
-    at +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
+    last_residual: bool = False
+    """the last cross-attention adds to its queries, which count twice in the comparison with keys; as in the release"""
+    centered_positions: bool = False
+    """positions of the grid are those of the places' centers in [-1, 1], not of their corners in [0, 1]; as in the
+    release"""
+    role_embedding: bool = False
+    """aids.role_embedding: a learned embedding that marks previous and current frame"""
+    value_pos: bool = False
+    """aids.value_positions: position code on the values too, not on the keys only"""
+    difference_values: bool = False
+    """aids.difference_values, adjacent only: values of the previous frame enter with a learned gain that starts at -1,
+    those of the current one at +1, so that even uniform attention reads the change instead of the mean"""
 
 
 @dataclass(frozen=True)
 class DLDMConfig:
-    """Size and switches of the dLDM. Defaults: the paper's size with our remedies against collapse (method 5.1)."""
+    """Size and switches of the dLDM. Defaults: the paper's."""
 
     num_frames: int = 93
     """T, frames of a training clip"""
@@ -101,15 +106,20 @@ class DLDMConfig:
     """vq: dimensions of a codebook entry"""
     z_channels: Count = 256
     """channels of the features before quantization"""
-    z_norm: Literal["batch", "layer", "none"] = "batch"
-    """normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear layer of unit output
-    variance; batch: the same, then each number standardized over the batch in training and by running statistics in
-    eval (small runs collapse to one code without it); none: as in the release"""
+    z_norm: Literal["batch", "layer", "none"] = "none"
+    """aids.standardize: normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear
+    layer of unit output variance; batch: the same, then each number standardized over the batch in training and by
+    running statistics in eval (small runs collapse to one code without it); none: as in the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
+    code_attention: Literal["every", "lowest", "middle"] = "middle"
+    """decoder blocks that attend to codes. middle: one before the levels, enough for small models; lowest: also each
+    block of the lowest resolution (release); every: also each block of every resolution (Algorithm 1)"""
+    decoder_extra_blocks: int = 0
+    """residual blocks that a level of the decoder has beyond those of the encoder's (release: 1)"""
     output: Literal["pixels", "change", "warp"] = "pixels"
-    """what the decoder predicts: the pixels themselves (paper); their change from the first frame; or a flow field that
-    moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
+    """aids.decoder_output: what the decoder predicts: the pixels themselves (paper); their change from the first frame;
+    or a flow field that moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
     post_quant: Literal["linear", "conv"] = "linear"
     """linear: each code is projected by itself; conv: with its two predecessors in the flat row (release)"""
     gap: int = 1
@@ -129,6 +139,13 @@ class DLDMConfig:
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
+        if self.decoder_extra_blocks < 0:
+            raise ValueError(f"dldm.decoder_extra_blocks must not be negative, found {self.decoder_extra_blocks}")
+        if any(level.width % self.qformer.heads for level in self.attending_levels):
+            raise ValueError(
+                f"dldm.code_attention={self.code_attention}: widths of levels must be multiples of "
+                f"{self.qformer.heads} heads, found {[level.width for level in self.levels]}"
+            )
         shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
         # Down-sampling halves exactly; a remainder would move the grid against the pixels.
         for name, size in (("height", self.height), ("width", self.width)):
@@ -139,6 +156,11 @@ class DLDMConfig:
             raise ValueError(
                 f"the last level's width {self.levels[-1].width} must be a multiple of 2 x {self.qformer.heads} heads"
             )
+
+    @property
+    def attending_levels(self) -> tuple[LevelConfig, ...]:
+        """Return the levels whose blocks attend to codes in the decoder."""
+        return {"middle": (), "lowest": self.levels[-1:], "every": self.levels}[self.code_attention]
 
     @property
     def temporal_stride(self) -> int:

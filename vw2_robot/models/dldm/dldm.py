@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vw2_robot.distributed.batch_share import StatisticsGroups
+from vw2_robot.pixels import resize_video
 
 from ..precision import at_least_float32
 from .causal_video import CausalEncoder, blocks_of, compile_in_place
@@ -121,6 +122,10 @@ class DLDM(nn.Module):
         if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
+
+    def resized(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T 3 h w"]:
+        """Return clips at this model's size; all codes of clips of a larger VDM (`vdm.frame_height`) are made so."""
+        return resize_video(x, self.config.height, self.config.width)
 
     def subsample(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
         """Return the frames that the model reads and reconstructs: T padded to the stride, then every gap-th.

@@ -5,7 +5,7 @@ serve every step, and a step attends to no feature after its own.
 """
 
 # B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions
-# C feature width · h, w feature grid · s temporal stride
+# C feature width · Z width of keys and values · h, w feature grid · s temporal stride
 from __future__ import annotations
 
 import math
@@ -20,21 +20,28 @@ from .config import DLDMConfig
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one token set on another; the inner width may differ from the token width."""
+    """Multi-head attention of one token set on another; the inner width may differ from the token width.
 
-    def __init__(self, width: int, *, inner: int, heads: int) -> None:
+    Args:
+        width: C, of the queries and of what is returned.
+        inner: of queries, keys and values inside, over all heads.
+        heads: H.
+        context: of keys and values; None: C.
+    """
+
+    def __init__(self, width: int, *, inner: int, heads: int, context: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, inner)
-        self.k = nn.Linear(width, inner)
-        self.v = nn.Linear(width, inner)
+        self.k = nn.Linear(context or width, inner)
+        self.v = nn.Linear(context or width, inner)
         self.out = nn.Linear(inner, width)
 
     def forward(
         self,
         queries: Float[Tensor, "B Q C"],
-        keys: Float[Tensor, "B S C"],
-        values: Float[Tensor, "B S C"],
+        keys: Float[Tensor, "B S Z"],
+        values: Float[Tensor, "B S Z"],
         mask: Bool[Tensor, "*#B #Q S"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
         """Return the attended values.
@@ -85,9 +92,19 @@ class QFormer(nn.Module):
     def position(self, height: int, width: int) -> Float[Tensor, "hw C"]:
         """Return the 2-D position code of a grid of that size."""
         frequencies = self.frequencies
-        rows = torch.linspace(0, 1, height, device=frequencies.device, dtype=frequencies.dtype)
-        columns = torch.linspace(0, 1, width, device=frequencies.device, dtype=frequencies.dtype)
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+        # From border to border in [0, 1], or from center to center in [-1, 1].
+        centered = self.config.centered_positions
+        axes = [
+            torch.linspace(
+                1 / side - 1 if centered else 0.0,
+                1 - 1 / side if centered else 1.0,
+                side,
+                device=frequencies.device,
+                dtype=frequencies.dtype,
+            )
+            for side in (height, width)
+        ]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
         angle = 2 * math.pi * grid @ frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
@@ -130,10 +147,13 @@ class QFormer(nn.Module):
         latent_steps = f.shape[1] - 1
         keys, values, mask = self._context(f)
         q = self.queries.to(f.dtype).expand(batch * latent_steps, -1, -1)
-        # The last cross-attention has neither skip connection nor MLP: what leaves is read from the features alone.
         for i, cross in enumerate(self.cross):
-            mixed = cross(q, keys, values, mask)
-            q = self.norm_cross[i](mixed if i == len(self.mlp) else q + mixed)
             if i < len(self.mlp):
+                q = self.norm_cross[i](q + cross(q, keys, values, mask))
                 q = self.norm_mlp[i](q + self.mlp[i](q))
+            elif self.config.last_residual:
+                q = self.norm_cross[i](q + cross(2 * q, keys, values, mask))
+            else:
+                # Neither skip connection nor MLP: what leaves is read from the features alone.
+                q = self.norm_cross[i](cross(q, keys, values, mask))
         return q.unflatten(0, (batch, latent_steps))

@@ -5,7 +5,8 @@ Place in the flow: latent cache -> AR policy -> action head. Sequence:
     <bos> <instr> text </instr> <img> I_1 .. I_n </img> <lat> z_1^1 .. z_1^N  z_2^1 .. z_H^N
 
 step-major, slot-minor. Batches are padded on the left, so that the latent positions of all samples line up at the end.
-The state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
+The state at the token *before* z_k^n predicts it. The action head reads the N states that predict step k and the state
+at its last code z_k^N; in a slot without a code stands `<null>` (`NULL_CODE` among the codes).
 """
 
 # B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes · n image tokens
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from vw2_robot.checkpoint import CURE, Checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
+from vw2_robot.random_numbers import SampleNoise
 
 from ..dldm.config import DLDMConfig
 from ..dldm.dldm import DLDM
@@ -34,8 +36,12 @@ from .backbone import Backbone
 from .config import PolicyConfig, Sampling
 from .decoding import Decoded, Decoding, Prompt
 from .image_tokens import DiscreteTokens, FeatureTokens, PixelTokens
+from .vocabulary import NULL_TOKEN
 
-__all__ = ["Decoded", "Decoding", "LatentPolicy", "Prompt"]
+__all__ = ["NULL_CODE", "Decoded", "Decoding", "LatentPolicy", "Prompt"]
+
+NULL_CODE = -1
+"""in the place of a code where the policy is given none"""
 
 
 class LatentPolicy(nn.Module):
@@ -46,6 +52,7 @@ class LatentPolicy(nn.Module):
         generator: on the CPU; gives all random weights.
         dldm: its encoder is copied with `image: features`; not read otherwise.
         description: content of a checkpoint's backbone.json, see `Backbone`.
+        null_token: false for a checkpoint from before there was a null token.
 
     Raises:
         InputError: the backbone's weights cannot be loaded, or `image: features` comes without a dLDM.
@@ -60,6 +67,7 @@ class LatentPolicy(nn.Module):
         generator: torch.Generator,
         dldm: DLDM | None = None,
         description: dict[str, Any] | None = None,
+        null_token: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -72,7 +80,12 @@ class LatentPolicy(nn.Module):
             image_fsq=None if discrete is None else discrete.fsq,
             kind="image_text" if config.image == "vlm" else "causal",
             description=description,
+            null_token=null_token,
         )
+        vocabulary = self.backbone.vocabulary
+        # Without a token of its own, the null code is the code of zeros.
+        zeros = vocabulary.latent[0] + int(self.fsq.indices(torch.zeros(len(config.fsq_levels))))
+        self.null_token = vocabulary.special.get(NULL_TOKEN, zeros)
         # PyTorch initializes layers from the global generator: seed it from `generator`, and restore it afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
@@ -112,10 +125,11 @@ class LatentPolicy(nn.Module):
             if config.image == "features" and checkpoint.config.get("dldm") is not None:
                 dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
             generator = torch.Generator().manual_seed(0)  # every weight is replaced
-            policy = cls(config, generator=generator, dldm=dldm, description=description)
+            stored = checkpoint.files.get("tokens", {})
+            null_token = NULL_TOKEN in stored.get("special", (NULL_TOKEN,))
+            policy = cls(config, generator=generator, dldm=dldm, description=description, null_token=null_token)
             checkpoint.load_into(policy=policy)
             vocabulary = policy.backbone.vocabulary.to_json()
-            stored = checkpoint.files.get("tokens", {})
             if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
                 raise InputError(
                     f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}"
@@ -206,21 +220,28 @@ class LatentPolicy(nn.Module):
             seen = self.image(image)
         return torch.cat([around[:, :length], seen, around[:, length:]], dim=1), None
 
-    def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
+    def states(self, prompt: Prompt, codes: Tensor, *, last_code: bool = False) -> Float[Tensor, "B H R D"]:
         """Return the states that predict each code when the codes before it are given (one forward pass).
 
-        The last code itself is never fed: nothing is predicted from it.
+        Args:
+            prompt: from `prompt`.
+            codes: int [B, H, N], `NULL_CODE` in a slot without one; or embeddings [B, H, N, D].
+            last_code: feed the last code too, and return N + 1 states of each step, the last one after its last code,
+                which predicts the first code of the next step; false: R is N.
         """
-        latent_steps, queries = codes.shape[1:]
-        whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
+        latent_steps, queries = codes.shape[1:3]
+        read = codes.flatten(1, 2) if last_code else codes.flatten(1, 2)[:, :-1]
+        if not read.is_floating_point():
+            read = torch.where(read == NULL_CODE, self.null_token, read + self.backbone.vocabulary.latent[0])
+        whole = prompt.followed_by(read, self.backbone)
         hidden = self.backbone.hidden(
             whole.inputs,
             mask=whole.mask_BP,
             positions=whole.positions_BP,
             images=whole.for_model(self.backbone),
-            last=latent_steps * queries,
+            last=latent_steps * queries + last_code,
         )
-        return rearrange(hidden, "b (h n) d -> b h n d", n=queries)
+        return states_of_steps(hidden, queries=queries, last_code=last_code)
 
     def code_loss(
         self,
@@ -263,8 +284,10 @@ class LatentPolicy(nn.Module):
         *,
         latent_steps: int,
         sampling: Sampling | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | SampleNoise | None = None,
         given: Int[Tensor, "B h N"] | None = None,
+        expected: bool = False,
+        last_code: bool = False,
     ) -> Decoding:
         """Return a `Decoding` to be stepped at most `latent_steps` times; only latent tokens are decoded.
 
@@ -272,8 +295,10 @@ class LatentPolicy(nn.Module):
             prompt: from `prompt`.
             latent_steps: most latent steps that will be decoded.
             sampling: how codes are chosen; None: greedily.
-            generator: on the CPU, for sampling.
+            generator: on the CPU, for sampling; or noise of the samples.
             given: codes of latent steps before the first decoded one.
+            expected: see `Decoding`.
+            last_code: see `Decoding`.
         """
         return Decoding(
             self.backbone,
@@ -283,6 +308,8 @@ class LatentPolicy(nn.Module):
             sampling=sampling,
             generator=generator,
             given=given,
+            expected=expected,
+            last_code=last_code,
         )
 
     def decode(
@@ -293,8 +320,10 @@ class LatentPolicy(nn.Module):
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | SampleNoise | None = None,
         given: Int[Tensor, "B h N"] | None = None,
+        expected: bool = False,
+        last_code: bool = False,
     ) -> Decoded:
         """Decode latent steps at once; greedy at temperature 0.
 
@@ -304,16 +333,31 @@ class LatentPolicy(nn.Module):
             temperature: see `Sampling`.
             top_k: see `Sampling`.
             top_p: see `Sampling`.
-            generator: on the CPU, for sampling.
+            generator: on the CPU, for sampling; or noise of the samples.
             given: codes of latent steps before the first decoded one.
+            expected: feed expected embeddings instead of the codes, see `Decoding`.
+            last_code: read the last code too, and return N + 1 states of each step, as `states` does.
 
         Raises:
             ValueError: the sequence would be longer than the model has positions.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        decoding = self.begin(prompt, latent_steps=latent_steps, sampling=sampling, generator=generator, given=given)
-        parts = [decoding.step() for _ in range(latent_steps)]
-        return Decoded(torch.cat([part.codes_BHN for part in parts], 1), torch.cat([p.states_BHND for p in parts], 1))
+        decoding = self.begin(
+            prompt,
+            latent_steps=latent_steps,
+            sampling=sampling,
+            generator=generator,
+            given=given,
+            expected=expected,
+            last_code=last_code,
+        )
+        codes, states, read = (
+            torch.cat(parts, 1) for parts in zip(*(decoding.step() for _ in range(latent_steps)), strict=True)
+        )
+        if last_code:
+            in_order = torch.cat([states.flatten(1, 2), decoding.state_after()[:, None]], 1)
+            states = states_of_steps(in_order, queries=self.config.queries, last_code=True)
+        return Decoded(codes, states, read)
 
     def long_plan(
         self,
@@ -325,6 +369,7 @@ class LatentPolicy(nn.Module):
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        expected: bool = False,
     ) -> Int[Tensor, "B H N"]:
         """Return codes of more latent steps than the policy was trained on, by windows that overlap by half.
 
@@ -339,9 +384,18 @@ class LatentPolicy(nn.Module):
             top_k: see `Sampling`.
             top_p: see `Sampling`.
             generator: on the CPU, for sampling.
+            expected: see `Decoding`; what a later window begins with are codes.
         """
         kept = window // 2
-        decode = partial(self.decode, prompt, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        decode = partial(
+            self.decode,
+            prompt,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=generator,
+            expected=expected,
+        )
         codes = decode(latent_steps=min(latent_steps, window)).codes_BHN
         while codes.shape[1] < latent_steps:
             more = min(window - kept, latent_steps - codes.shape[1])
@@ -349,3 +403,17 @@ class LatentPolicy(nn.Module):
             decoded = decode(latent_steps=more, given=given)
             codes = torch.cat([codes, decoded.codes_BHN], dim=1)
         return codes
+
+
+def states_of_steps(states: Float[Tensor, "B S D"], *, queries: int, last_code: bool) -> Float[Tensor, "B H R D"]:
+    """Return the states of each latent step from those of a sequence.
+
+    Args:
+        states: from the one that predicts the first code, up to the one that predicts the last or, with `last_code`,
+            that follows it.
+        queries: N, codes per latent step.
+        last_code: the state after its last code belongs to a step too, so that neighboring steps share one; R is N + 1.
+    """
+    if last_code:
+        return states.unfold(1, queries + 1, queries).transpose(2, 3)
+    return rearrange(states, "b (h n) d -> b h n d", n=queries)

@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         kind: "image_text" for a vision-language model.
         description: content of a checkpoint's backbone.json; the network is then built from it and `config.weights`
             is not opened.
+        null_token: false for a checkpoint from before there was one.
 
     Raises:
         InputError: `config.weights` cannot be loaded, or its logits do not follow from its output embeddings in a way
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         image_fsq: FSQ | None = None,
         kind: Kind = "causal",
         description: dict[str, Any] | None = None,
+        null_token: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -88,6 +90,7 @@ class Backbone(nn.Module):
             image_fsq=image_fsq,
             latent_init=config.latent_init,
             pad_to_multiple_of=config.pad_to_multiple_of,
+            null_token=null_token,
         )
         text = self._text_config  # looked up here: transformers takes longer for it than a token for its logits
         self._logit_scale = float(getattr(text, "logit_scale", None) or 1.0)  # Cohere

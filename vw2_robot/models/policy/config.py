@@ -6,12 +6,18 @@ explain their options without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.limits import Count
 
 LatentInit = Literal["fsq", "normal"]
+Acting = Literal["expected", "sampled", "argmax", "parallel", "none"]
+"""what the policy reads in the slots of its codes, see `acting.py`"""
+DECODING: tuple[Acting, ...] = ("expected", "sampled", "argmax")
+"""acting modes that decode code by code; the others read null tokens"""
 NORM_GROUPS = 8
 """of the norms between the image convolutions"""
 MAX_IMAGE_PX = 4096
@@ -100,8 +106,8 @@ class PolicyConfig:
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     """values of each FSQ dimension of a code; those of the dLDM"""
-    restrict_softmax: bool = True
-    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
+    restrict_softmax: bool = False
+    """aids.restrict_softmax: the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_px <= MAX_IMAGE_PX:
@@ -154,3 +160,10 @@ class ActionHeadConfig:
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
     """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""
+    last_code: bool = True
+    """read N + 1 states of a latent step, those that predict its codes and the one after its last code; false: N"""
+
+    @classmethod
+    def of_checkpoint(cls, config: Mapping[str, Any]) -> ActionHeadConfig:
+        """Return the configuration of a checkpoint's head; the first ones did not read the last code."""
+        return config_from(cls, {"last_code": False, **config["head"]})

@@ -2,7 +2,7 @@
 
 Place in the flow: under `ar_policy.py`. `Decoding` reads the prompt once; then every `step` gives the N codes of the
 next latent step and the states that predicted them. Control decodes one step or a few, imagination many. Greedy at
-temperature 0.
+temperature 0. The model reads the chosen code, or with `expected` the mean embedding under the code's distribution.
 """
 
 # B batch · P prompt length · S positions so far · H latent steps · N codes per step · D width · V codes
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from vw2_robot.random_numbers import SampleNoise
 
 from ..precision import at_least_float32
 from .backbone import Backbone
@@ -43,11 +45,12 @@ class Prompt(NamedTuple):
         inputs, mask, positions = (part[chosen, left:] for part in (self.inputs, self.mask_BP, self.positions_BP))
         return Prompt(inputs, mask, positions, images, tokens)
 
-    def followed_by(self, tokens: Int[Tensor, "B S"], backbone: Backbone) -> Prompt:
-        """Return the prompt with `tokens` after it."""
-        more = backbone.embed(tokens) if self.inputs.is_floating_point() else tokens
-        mask = torch.cat([self.mask_BP, self.mask_BP.new_ones(tokens.shape)], dim=1)
-        later = self.positions_BP[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    def followed_by(self, more: Tensor, backbone: Backbone) -> Prompt:
+        """Return the prompt with token ids [B, S], or embeddings [B, S, D], after it."""
+        if self.inputs.is_floating_point() and not more.is_floating_point():
+            more = backbone.embed(more)
+        mask = torch.cat([self.mask_BP, self.mask_BP.new_ones(more.shape[:2])], dim=1)
+        later = self.positions_BP[:, -1:] + torch.arange(1, more.shape[1] + 1, device=more.device)
         positions = torch.cat([self.positions_BP, later], dim=1)
         return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.images, self.instruction_tokens)
 
@@ -58,34 +61,50 @@ class Prompt(NamedTuple):
         return flat_rows(self.images) | backbone.image_marks(self.inputs)
 
 
+def sample_codes(probabilities: Float[Tensor, "*batch V"], uniform: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+    """Return codes with these probabilities, which need not sum to 1, by numbers that are uniform in [0, 1)."""
+    upto = probabilities.cumsum(-1)
+    # The first code whose cumulative probability exceeds the number: never one of probability 0.
+    return torch.searchsorted(upto, uniform[..., None].to(upto) * upto[..., -1:], right=True)[..., 0]
+
+
 def choose_codes(
-    logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator | None
+    logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator | SampleNoise | None
 ) -> Int[Tensor, " B"]:
     """Return one code per row.
 
     Args:
         logits: of all codes.
         sampling: how a code is chosen.
-        generator: on the CPU.
+        generator: on the CPU; or noise of the samples, one for each row.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    # On the CPU, so that a seed gives the same codes on every device.
-    probabilities, codes = (at_least_float32(logits) / sampling.temperature).softmax(-1).cpu().sort(-1, descending=True)
+    # A generator is on the CPU, so that a seed gives the same codes on every device.
+    uniform = generator.rand() if isinstance(generator, SampleNoise) else torch.rand(len(logits), generator=generator)
+    scaled = at_least_float32(logits).to(uniform.device) / sampling.temperature
+    probabilities, codes = scaled.softmax(-1).sort(-1, descending=True)
     # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
     before = probabilities.cumsum(-1) - probabilities
     probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     if sampling.top_k is not None:
         probabilities[:, sampling.top_k :] = 0.0
-    place = torch.multinomial(probabilities, 1, generator=generator)
-    return codes.gather(-1, place)[:, 0].to(logits.device)
+    place = sample_codes(probabilities, uniform)
+    return codes.gather(-1, place[:, None])[:, 0].to(logits.device)
 
 
 class Decoded(NamedTuple):
-    """Decoded latent steps. codes_BHN: indices of the codes. states_BHND: the states that predicted them."""
+    """Decoded latent steps.
+
+    Attributes:
+        codes_BHN: indices of the codes.
+        states_BHND: the states that predicted them; from `LatentPolicy.decode` with `last_code` N + 1 of each step.
+        read: what the model reads in their place: `codes_BHN`, or with `expected` embeddings [B, H, N, D].
+    """
 
     codes_BHN: Tensor
     states_BHND: Tensor
+    read: Tensor
 
 
 class Decoding:
@@ -97,8 +116,10 @@ class Decoding:
         queries: N, codes per latent step.
         latent_steps: most latent steps that will be decoded.
         sampling: how codes are chosen; None: greedily.
-        generator: on the CPU, for sampling.
+        generator: on the CPU, for sampling; or noise of the samples.
         given: codes of earlier latent steps that follow the prompt as if they had been decoded, [B, h, N].
+        expected: feed the expected embedding of each slot, not the code that is chosen there.
+        last_code: the last code will be read too, by `state_after`.
 
     Raises:
         ValueError: the sequence would be longer than the model has positions.
@@ -112,14 +133,16 @@ class Decoding:
         queries: int,
         latent_steps: int,
         sampling: Sampling | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | SampleNoise | None = None,
         given: Int[Tensor, "B h N"] | None = None,
+        expected: bool = False,
+        last_code: bool = False,
     ) -> None:
         self._first = backbone.vocabulary.latent[0]
         self._embed = backbone.model.get_input_embeddings()
         if given is not None and given.shape[1]:
             prompt = prompt.followed_by(given.flatten(1) + self._first, backbone)
-        further = latent_steps * queries - 1  # the last code is never read
+        further = latent_steps * queries - 1 + last_code
         limit = backbone.max_positions
         if limit is not None and (wanted := int(prompt.positions_BP[:, -1].max()) + 1 + further) > limit:
             raise ValueError(
@@ -131,6 +154,12 @@ class Decoding:
         self._queries = queries
         self._generator = generator
         self._sampling = sampling or Sampling()
+        self._embeddings: Tensor | None = None
+        if expected:  # of all codes, once for all slots
+            with torch.no_grad():
+                self._embeddings = backbone.embed(
+                    torch.arange(*backbone.vocabulary.latent, device=prompt.inputs.device)
+                )
         self._cache, self._known = backbone.new_cache(
             prompt.positions_BP, further=further, instruction_tokens=prompt.instruction_tokens
         )
@@ -138,39 +167,55 @@ class Decoding:
         self._next_position = prompt.positions_BP[:, -1:] + 1
         self._embeds = prompt.inputs.is_floating_point()
         self._prompt: Prompt | None = prompt
-        self._code: Tensor | None = None
+        self._read: Tensor | None = None
 
     def step(self) -> Decoded:
         """Decode the next latent step: codes [B, 1, N] and states [B, 1, N, D]."""
         codes = []
         states = []
+        read = []
         # Without any bookkeeping of autograd, which takes a tenth of a token's time.
         with torch.inference_mode():
             for _ in range(self._queries):
-                # 1. Feed what the model has not read yet: at first the prompt, later the last code.
-                if self._prompt is not None:
-                    prompt = self._prompt
-                    self._prompt = None
-                    state = self._cache.advance(
-                        prompt.inputs[:, self._known :],
-                        mask=prompt.mask_BP,
-                        positions=prompt.positions_BP[:, self._known :],
-                        **prompt.for_model(self._backbone),
-                    )
-                else:
-                    assert self._code is not None
-                    token = self._code[:, None] + self._first
-                    state = self._cache.advance(
-                        self._embed(token) if self._embeds else token,
-                        mask=self._mask,
-                        positions=self._next_position,
-                    )
-                    self._next_position = self._next_position + 1
-                # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
+                state = self._advance()
+                # float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
                 with torch.autocast(state.device.type, enabled=False):
                     logits = self._backbone.latent_logits(at_least_float32(state))
-                self._code = choose_codes(logits, self._sampling, self._generator)
-                codes.append(self._code)
+                    code = choose_codes(logits, self._sampling, self._generator)
+                    self._read = code
+                    if self._embeddings is not None:
+                        mean = logits.softmax(-1) @ at_least_float32(self._embeddings)
+                        self._read = mean.to(self._embeddings.dtype)
+                codes.append(code)
                 states.append(state)
-        # Stacked outside, so that both are ordinary tensors.
-        return Decoded(torch.stack(codes, 1)[:, None], torch.stack(states, 1)[:, None])
+                read.append(self._read)
+        # Stacked outside, so that all are ordinary tensors.
+        chosen = torch.stack(codes, 1)[:, None]
+        in_slots = chosen if self._embeddings is None else torch.stack(read, 1)[:, None]
+        return Decoded(chosen, torch.stack(states, 1)[:, None], in_slots)
+
+    def state_after(self) -> Float[Tensor, "B D"]:
+        """Return the state after the last code of the steps decoded so far, which ends the decoding."""
+        with torch.inference_mode():
+            state = self._advance()
+        return state.clone()  # outside, so that it is an ordinary tensor
+
+    def _advance(self) -> Tensor:
+        """Feed what the model has not read yet, at first the prompt, later the last code; return the state there."""
+        if self._prompt is not None:
+            prompt = self._prompt
+            self._prompt = None
+            return self._cache.advance(
+                prompt.inputs[:, self._known :],
+                mask=prompt.mask_BP,
+                positions=prompt.positions_BP[:, self._known :],
+                **prompt.for_model(self._backbone),
+            )
+        assert self._read is not None
+        inputs = self._read[:, None]
+        if self._embeddings is None:
+            inputs = inputs + self._first
+            inputs = self._embed(inputs) if self._embeds else inputs
+        state = self._cache.advance(inputs, mask=self._mask, positions=self._next_position)
+        self._next_position = self._next_position + 1
+        return state

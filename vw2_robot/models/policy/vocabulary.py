@@ -1,9 +1,9 @@
 """The tokenizers of instructions, and the vocabulary of a language model extended by image and latent tokens.
 
 Place in the flow: under `backbone.py`. After the V0 rows that a model brings come `<lat> </lat> <img> </img> <instr>
-</instr>`, then the image tokens (`image: discrete` only), then the V latent tokens, last and contiguous; rows that fill
-the table up to a round number follow them and are never used. Old rows and old logits stay bit-equal, in the input
-table and in an untied output table.
+</instr> <null>`, then the image tokens (`image: discrete` only), then the V latent tokens, last and contiguous; rows
+that fill the table up to a round number follow them and are never used. `<null>` stands in a slot without a code. Old
+rows and old logits stay bit-equal, in the input table and in an untied output table.
 """
 
 # V0 old rows · V latent codes · L code dimensions · D width
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..dldm.fsq import FSQ
 from .config import LatentInit
 
-SPECIAL_TOKENS = ("<lat>", "</lat>", "<img>", "</img>", "<instr>", "</instr>")
+NULL_TOKEN = "<null>"
+SPECIAL_TOKENS = ("<lat>", "</lat>", "<img>", "</img>", "<instr>", "</instr>", NULL_TOKEN)
 # Size of the random spread of new rows around the mean of the old ones (method 2.3).
 NEW_ROW_STD = 0.02
 
@@ -123,6 +124,7 @@ def extend_vocabulary(
     image_fsq: FSQ | None = None,
     latent_init: LatentInit = "fsq",
     pad_to_multiple_of: int = 1,
+    null_token: bool = True,
 ) -> Vocabulary:
     """Append the special, image and latent tokens to a transformers model; old rows and old logits stay bit-equal.
 
@@ -134,10 +136,12 @@ def extend_vocabulary(
         latent_init: "fsq": rows of codes start as the mean of the old rows plus a random linear map of the code plus
             a little noise, so that neighbors among the codes start as neighbors; "normal": as the mean plus noise.
         pad_to_multiple_of: the tables are filled up to a multiple of this.
+        null_token: false for the vocabulary of checkpoints from before there was one.
     """
     base = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    special = {token: base + i for i, token in enumerate(SPECIAL_TOKENS)}
-    first_image = base + len(SPECIAL_TOKENS)
+    names = [token for token in SPECIAL_TOKENS if null_token or token != NULL_TOKEN]
+    special = {token: base + i for i, token in enumerate(names)}
+    first_image = base + len(special)
     first = first_image + (image_fsq.vocabulary if image_fsq is not None else 0)
     end = first + fsq.vocabulary
     # mean_resizing=True would give a thousand near-identical rows (std 0.001) at the price of a covariance.

@@ -42,6 +42,8 @@ class CodecConfig:
     """dct only"""
     weights: str | None = None
     """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
+    init: Literal["weights", "random"] = "weights"
+    """wan only: a VAE with random weights, which encodes nothing of use, must be asked for"""
     wan: WanConfig = field(default_factory=WanConfig)
     precision: Literal["float32", "bf16"] = "bf16"
     """wan only: precision of the frozen weights and their arithmetic; latents are float32 in any case"""
@@ -70,6 +72,10 @@ class CodecConfig:
 class VDMConfig:
     """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
 
+    frame_height: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's. The dLDM gets these clips made smaller"""
+    frame_width: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's"""
     heads: Count = 4
     """attention heads"""
     head_dim: int = 32
@@ -95,36 +101,59 @@ class VDMConfig:
     temporal_causal_self_attention: bool = True
     """strict causality over latent frames; off for pretrained weights, whose prior is bidirectional"""
     prediction: Literal["velocity", "change"] = "velocity"
-    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
-    difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
-    image instead of at noise, so that it learns motion alone: for models trained from scratch"""
+    """aids.prediction: what the network's output means. velocity: eps - x0, as in pretrained weights; change: the
+    preconditioned difference of x0 from the first frame, from which the velocity follows. An untrained network then
+    starts at a still image instead of at noise, so that it learns motion alone: for models trained from scratch"""
     noise_shift: float = 1.0
-    """factor of the noise levels in training. Above 1 for latents whose motion is much larger than one, such as those
-    of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
+    """aids.noise_shift: factor of the noise levels in training. Above 1 for latents whose motion is much larger than
+    one, such as those of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
+    high_noise: float = 0.0
+    """aids.high_noise: share of the training samples with so much noise that only codes tell where the clip goes (sigma
+    from 4 to 1000, log-uniform); for models trained from scratch"""
+    warp: bool = False
+    """aids.warp_output: the change is predicted from frame 0 as a flow field moves it, instead of from a still frame
+    (`latent_warp.py`); for models trained from scratch, with prediction=change and the DCT codec"""
+    still_control: bool = False
+    """aids.still_control: without a control video (prior, reader, `control_dropout`) the control branch gets frame 0
+    repeated; off: it is left out there"""
     control: Literal["light", "full", "none"] = "light"
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
     """blocks that get a residual of the branch; 0: all (light), 3 (full)"""
     control_width: Count = 64
     """width inside the light branch"""
-    code_dropout: float = 0.1
-    """probability per sample that all codes are hidden (null context), as classifier-free guidance needs it"""
+    code_dropout: float = 0.0
+    """aids.code_dropout: probability per sample that all codes are hidden (null context), as classifier-free guidance
+    needs it"""
     train: Literal["full", "lora", "frozen"] = "full"
     """what of the transformer is trained in phase 2 (Table A.3); projection and control branch always are"""
     lora_rank: int = 16
     """train=lora: rank of the adapters"""
-    init: Literal["prior", "random"] = "prior"
-    """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
+    init: Literal["prior", "weights", "random"] = "prior"
+    """what phase 2 begins with. prior: the video prior of `weights`, or without them of its stage; weights: that of
+    `weights`, and of nothing else; random: random weights (Table A.3)"""
     weights: str | None = None
     """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
     frozen_precision: Literal["float32", "bf16"] = "float32"
     """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
 
     def __post_init__(self) -> None:
+        if (self.frame_height is None) != (self.frame_width is None):
+            raise ValueError(
+                f"give both of vdm.frame_height and vdm.frame_width, found {self.frame_height} and {self.frame_width}"
+            )
         if self.head_dim < 12:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
             raise ValueError(f"vdm.code_dropout must lie in [0, 1), found {self.code_dropout}")
+        if not 0 <= self.high_noise <= 1:
+            raise ValueError(f"vdm.high_noise must lie in [0, 1], found {self.high_noise}")
+        if self.warp and (self.prediction != "change" or self.weights is not None):
+            raise ValueError(
+                "aids.warp_output=true is for models trained from scratch that predict a change: set "
+                "aids.prediction=change and no vdm.weights, found "
+                f"prediction={self.prediction} and weights={self.weights}"
+            )
         if not self.noise_shift > 0:
             raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
         if len(self.rope_scale) != 3:

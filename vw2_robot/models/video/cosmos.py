@@ -12,8 +12,8 @@ are the same, and a saved folder has the options of the stock model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -113,6 +113,17 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     blocks = transformer.transformer_blocks
     assert isinstance(blocks, nn.ModuleList)
     return list(blocks)
+
+
+@contextmanager
+def last_tokens(transformer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect, inside the `with`, what the transformer's last layer reads: one [B, Q, W] for each forward pass."""
+    found: list[Tensor] = []
+    handle = transformer.proj_out.register_forward_pre_hook(lambda _, args: found.append(args[0]))  # type: ignore[union-attr]
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:

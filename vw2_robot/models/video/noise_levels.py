@@ -23,26 +23,35 @@ CHANGE_STD = 1.0
 TAIL_PROBABILITY = 0.05
 TAIL_LOW = 200.0
 TAIL_HIGH = 1e5
+# sigma of the share of training samples that `VDMConfig.high_noise` gives, log-uniform: so much noise that only codes
+# tell where the clip goes.
+HIGH_NOISE = (4.0, 1000.0)
 # Sampling goes from the first to the last sigma, evenly spaced in the seventh root (Karras et al. 2022).
 SIGMA_FIRST = 80.0
 SIGMA_LAST = 0.002
 ORDER = 7
 
 
-def sample_times(noise: SampleNoise, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
+def sample_times(
+    noise: SampleNoise, *, num_frames: int, shift: float = 1.0, high_noise: float = 0.0
+) -> Float[Tensor, " B"]:
     """Sample noise levels t of training: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K), with a log-uniform tail.
 
     Args:
         noise: of the B samples.
         num_frames: K, latent frames; more frames hide less under the same noise.
         shift: see `VDMConfig.noise_shift`.
+        high_noise: see `VDMConfig.high_noise`.
     """
     sigma = noise.randn().exp() * math.sqrt(num_frames) * shift
-    low = math.log(TAIL_LOW)
-    high = math.log(TAIL_HIGH)
-    tail = (low + (high - low) * noise.rand()).exp()
-    sigma = torch.where(noise.rand() < TAIL_PROBABILITY, tail, sigma)
+    sigma = torch.where(noise.rand() < TAIL_PROBABILITY, _log_uniform(noise, TAIL_LOW, TAIL_HIGH), sigma)
+    if high_noise > 0:
+        sigma = torch.where(noise.rand() < high_noise, _log_uniform(noise, *HIGH_NOISE), sigma)
     return sigma / (1 + sigma)
+
+
+def _log_uniform(noise: SampleNoise, low: float, high: float) -> Float[Tensor, " B"]:
+    return low * (high / low) ** noise.rand()
 
 
 def loss_weight(time: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -67,20 +76,19 @@ def velocity_of_change(
     out: Float[Tensor, "B C K h w"],
     noisy: Float[Tensor, "B C K h w"],
     time: Float[Tensor, " B"],
-    first: Float[Tensor, "B C h w"],
+    still: Float[Tensor, "B C #K h w"],
 ) -> Float[Tensor, "B C K h w"]:
-    """Return the velocity for a network that predicts the difference of x0 from the first frame, preconditioned.
+    """Return the velocity for a network that predicts the difference of x0 from a known clip, preconditioned.
 
     Args:
         out: the network's output.
         noisy: its input, (1-t) x0 + t eps.
         time: t of each sample.
-        first: clean latents of frame 0.
+        still: what x0 is expected to be without the output: clean latents of frame 0, or those moved by a warp.
     """
     # Clamped, since both ends divide by zero.
     t = time.clamp(1e-3, 1 - 1e-6)[:, None, None, None, None]
     sigma = t / (1 - t)
-    still = first[:, :, None]
     # EDM preconditioning: c_skip is the share of the noisy clip in the estimate, sigma sqrt(c_skip) the output's scale.
     known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)
     change = known * (noisy / (1 - t) - still) + sigma * known.sqrt() * out

@@ -14,7 +14,7 @@ not with this module.
 # Q = K * h/2 * w/2 tokens of the transformer · S = 1 + M*N keys (null token first) · D width of the cross-attention
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,20 @@ from vw2_robot.random_numbers import SampleNoise
 
 from ..precision import at_least_float32
 from .code_projection import CodeProjection, key_steps, visible_keys
-from .config import Geometry, VDMConfig
+from .config import CodecConfig, Geometry, VDMConfig
 from .control import FullControl, LightControl, residuals_added
-from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
+from .cosmos import (
+    Masks,
+    add_lora,
+    blocks_of,
+    build_scheduler,
+    build_transformer,
+    install_masks,
+    is_adapter,
+    last_tokens,
+)
 from .cosmos_folder import load_weights, save_scheduler, save_weights
+from .latent_warp import LatentWarp
 from .noise_levels import CLEAN_TIME, loss_weight, sample_times, sampling_times, velocity_of_change
 
 
@@ -43,12 +53,13 @@ class VDM(nn.Module):
     Args:
         config: size of the transformer and how codes enter it.
         geometry: sizes that codec and dLDM define.
+        codec: of the latents; `config.warp` needs it.
 
     Raises:
-        ValueError: the latent grid is odd; patches are 2 x 2.
+        ValueError: the latent grid is odd; patches are 2 x 2. Or a warp of other latents than the DCT codec's.
     """
 
-    def __init__(self, config: VDMConfig, geometry: Geometry) -> None:
+    def __init__(self, config: VDMConfig, geometry: Geometry, codec: CodecConfig | None = None) -> None:
         super().__init__()
         if geometry.height % 2 or geometry.width % 2:
             raise ValueError(
@@ -82,6 +93,11 @@ class VDM(nn.Module):
             )
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank)
+        self.warp: LatentWarp | None = None
+        if config.warp:
+            if codec is None or codec.kind != "dct":
+                raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found {codec}; set codec.kind=dct")
+            self.warp = LatentWarp(config.width, codec)
         self._masks = Masks()
         install_masks(blocks_of(self.transformer), self._masks)
         if isinstance(self.control, FullControl):
@@ -91,14 +107,15 @@ class VDM(nn.Module):
         """Return the parameters to be trained, in a fixed order; only these get `requires_grad`.
 
         Args:
-            prior: for the stage before phase 2: transformer and projection. In phase 2: projection, control branch,
-                and of the transformer everything, the adapters, or nothing (`config.train`).
+            prior: for the stage before phase 2: all but the control branch, which learns there with
+                `config.still_control` alone. In phase 2: everything, but of the transformer the adapters alone, or
+                nothing, as `config.train` says.
         """
         chosen = []
         for name, parameter in self.named_parameters():
             part = name.split(".", 1)[0]
             if part != "transformer":
-                trained = part == "projection" or not prior
+                trained = part != "control" or not prior or self.config.still_control
             elif prior:
                 trained = not is_adapter(name)
             else:
@@ -194,7 +211,8 @@ class VDM(nn.Module):
                 else:
                     marked = torch.cat([x, marks], dim=1)
                     residuals = self.control(self.transformer, marked, times, context, control_video)
-            with residuals_added(self.transformer, residuals):
+            with residuals_added(self.transformer, residuals), ExitStack() as stack:
+                tokens = [] if self.warp is None else stack.enter_context(last_tokens(self.transformer))
                 out = self.transformer(
                     hidden_states=x,
                     timestep=times.flatten(),  # a row for each frame, see `cosmos.py`
@@ -206,7 +224,21 @@ class VDM(nn.Module):
         if self.config.prediction == "velocity":
             prediction: Tensor = out
             return prediction
-        return velocity_of_change(at_least_float32(out), noisy, time, first)
+        still = first[:, :, None]
+        if self.warp is not None:
+            # float32 on purpose: a flow is a fraction of a pixel, sampled at positions up to hundreds.
+            with torch.autocast(x.device.type, enabled=False):
+                still = self.warp(at_least_float32(tokens[0]), first)
+        return velocity_of_change(at_least_float32(out), noisy, time, still)
+
+    def still_video(self, first: Float[Tensor, "B C h w"], num_frames: int) -> Float[Tensor, "B C K h w"] | None:
+        """Return the control video of a clip that has none: frame 0 repeated, or None without `config.still_control`.
+
+        Args:
+            first: clean latents of frame 0.
+            num_frames: K.
+        """
+        return first[:, :, None].expand(-1, -1, num_frames, -1, -1) if self.config.still_control else None
 
     def _set_masks(
         self, num_frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device
@@ -250,10 +282,15 @@ class VDM(nn.Module):
         """
         # The order of the random numbers is part of every seed: noise level, noise, dropout of codes.
         device = latents.device
-        shift = self.config.noise_shift
-        time = sample_times(noise, num_frames=self.geometry.latent_steps + 1, shift=shift).to(latents)
+        config = self.config
+        time = sample_times(
+            noise,
+            num_frames=self.geometry.latent_steps + 1,
+            shift=config.noise_shift,
+            high_noise=config.high_noise,
+        ).to(latents)
         eps = noise.randn(*latents.shape[1:]).to(latents)
-        dropout = 1.0 if drop_codes else self.config.code_dropout
+        dropout = 1.0 if drop_codes else config.code_dropout
         keep = (noise.rand() >= dropout).to(device)
         t = time[:, None, None, None, None]
         noisy = (1 - t) * latents + t * eps
@@ -274,6 +311,7 @@ class VDM(nn.Module):
         control_video: Float[Tensor, "B C K h w"] | None,
         generator: torch.Generator,
         num_steps: int = 10,
+        guidance: float = 1.0,
     ) -> Float[Tensor, "B C K h w"]:
         """Return latents of a clip, sampled by Euler steps over Karras noise levels 80 .. 0.002.
 
@@ -283,6 +321,8 @@ class VDM(nn.Module):
             control_video: latents of the coarse clip; None leaves the control branch out.
             generator: on the CPU.
             num_steps: of the sampler.
+            guidance: weight of the codes against the null context (classifier-free guidance, Ho & Salimans 2022);
+                1: the codes as they are. Others need a model trained with `config.code_dropout`, and twice the time.
         """
         scheduler = build_scheduler()
         scheduler.set_timesteps(sigmas=sampling_times(num_steps).tolist(), device=first.device)
@@ -290,10 +330,14 @@ class VDM(nn.Module):
         num_frames = codes.shape[1] + 1
         x = torch.randn(batch, channels, num_frames, height, width, generator=generator).to(first.device)
         for time, t in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+            times = t.expand(batch).to(x)
+            predicted = self.velocity(x, times, first, codes, control_video=control_video)
+            if guidance != 1.0:
+                nothing = torch.zeros(batch, dtype=torch.bool, device=x.device)
+                null = self.velocity(x, times, first, codes, control_video=control_video, keep_codes=nothing)
+                predicted = null + guidance * (predicted - null)
             # float32: the scheduler rounds what it returns to the precision of the velocity, step after step.
-            predicted = at_least_float32(
-                self.velocity(x, t.expand(batch).to(x), first, codes, control_video=control_video)
-            )
+            predicted = at_least_float32(predicted)
             x = scheduler.step(predicted, time, x, return_dict=False)[0]
         return torch.cat([first[:, :, None], x[:, :, 1:]], dim=2)
 

@@ -34,8 +34,48 @@ def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
     return rows.float()
 
 
+def dct_latents(x: Float[Tensor, "B T 3 H W"], basis: Tensor, *, stride: int, block: int) -> Float[Tensor, "B C K h w"]:
+    """Return the kept frequencies of all blocks; frame 0 is repeated, so that it fills a block.
+
+    Args:
+        x: pixels; T must be 1 + a multiple of the stride.
+        basis: one row per kept frequency, over the pixels of a block.
+        stride: s, frames of a block.
+        block: p, side of a block in pixels.
+    """
+    x = torch.cat([x[:, :1].expand(-1, stride - 1, -1, -1, -1), x], dim=1)
+    blocks = rearrange(x, "b (k s) c (h p) (w q) -> b k h w c (s p q)", s=stride, p=block, q=block)
+    return rearrange(blocks @ basis.T, "b k h w c n -> b (c n) k h w")
+
+
+def dct_pixels(latents: Float[Tensor, "B C K h w"], basis: Tensor, *, stride: int, block: int) -> Tensor:
+    """Return pixels [B, T, 3, H, W]: the transpose of `dct_latents`, without the copies of the first frame.
+
+    Args:
+        latents: the kept frequencies of all blocks.
+        basis: one row per kept frequency, over the pixels of a block.
+        stride: s, frames of a block.
+        block: p, side of a block in pixels.
+    """
+    blocks = rearrange(latents, "b (c n) k h w -> b k h w c n", c=3) @ basis
+    x = rearrange(blocks, "b k h w c (s p q) -> b (k s) c (h p) (w q)", s=stride, p=block, q=block)
+    return x[:, stride - 1 :]
+
+
+def block_basis(config: CodecConfig) -> Tensor:
+    """Return the separable transform of a block as one matrix: time, height and width together."""
+    space = dct_basis(config.block, config.keep)
+    return torch.kron(torch.kron(dct_basis(config.stride, config.keep), space), space)
+
+
 class DCTCodec(nn.Module):
-    """A fixed orthonormal transform; `scale` (one number per channel, saved) brings latents to unit size."""
+    """A fixed orthonormal transform; `scale` (saved) brings the change of a clip to unit size.
+
+    All channels have one scale. Divided by its own size, each of them would count as much as any other: the channels of
+    the first temporal frequency, almost empty, would then hold nine tenths of what the video model is trained on, and
+    the mean color of a block, where an arm went, one percent (docs/lab_log.md). The buffer has a number for each
+    channel, since codecs of earlier releases have different ones.
+    """
 
     basis: Tensor
     scale: Tensor
@@ -43,36 +83,28 @@ class DCTCodec(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        # A separable transform: one matrix for time, height and width together.
-        space = dct_basis(config.block, config.keep)
-        basis = torch.kron(torch.kron(dct_basis(config.stride, config.keep), space), space)
-        self.register_buffer("basis", basis, persistent=False)
+        self.register_buffer("basis", block_basis(config), persistent=False)
         self.register_buffer("scale", torch.ones(config.channels))
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "B T 3 H W"]) -> None:
-        """Set `scale` to the root mean square of each channel over the clips `x`, never below 1 % of the largest."""
-        # The floor keeps channels that are nearly constant from being amplified to noise.
+        """Set `scale` to the root mean square of the change from frame 0, over all channels and the clips `x`."""
         self.scale.fill_(1.0)
-        size = self.encode(x).square().mean(dim=(0, 2, 3, 4)).sqrt()
-        self.scale.copy_(size.clamp(min=float(size.max()) * 0.01))
+        latents = self.encode(x)
+        change = (latents[:, :, 1:] - latents[:, :, :1]).square().mean().sqrt()
+        # A data set of still images has no change; the scale then stays 1.
+        if change > 0:
+            self.scale.fill_(change)
 
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C K h w"]:
         """Return latents. T must be 1 + a multiple of the stride; frame 0 is repeated, so that it fills a block."""
-        s = self.config.stride
-        p = self.config.block
-        x = torch.cat([x[:, :1].expand(-1, s - 1, -1, -1, -1), x], dim=1)
-        blocks = rearrange(x, "b (k s) c (h p) (w q) -> b k h w c (s p q)", s=s, p=p, q=p)
-        latents = rearrange(blocks @ self.basis.T, "b k h w c n -> b (c n) k h w")
+        latents = dct_latents(x, self.basis, stride=self.config.stride, block=self.config.block)
         return latents / self.scale[:, None, None, None]
 
     def decode(self, latents: Float[Tensor, "B C K h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Return pixels: the transpose of `encode`, without the copies of the first frame."""
-        s = self.config.stride
-        p = self.config.block
-        blocks = rearrange(latents * self.scale[:, None, None, None], "b (c n) k h w -> b k h w c n", c=3) @ self.basis
-        x = rearrange(blocks, "b k h w c (s p q) -> b (k s) c (h p) (w q)", s=s, p=p, q=p)
-        return x[:, s - 1 :]
+        unscaled = latents * self.scale[:, None, None, None]
+        return dct_pixels(unscaled, self.basis, stride=self.config.stride, block=self.config.block)
 
 
 class WanCodec(nn.Module):

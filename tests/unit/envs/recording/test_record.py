@@ -16,6 +16,7 @@ from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import observe_world
 from vw2_robot.envs.experts.motion import PERTURBATION_ROTATION, PERTURBATION_SIZE, PERTURBATION_STEPS, Perturbations
 from vw2_robot.envs.experts.start_states import PAUSE_STEPS
+from vw2_robot.envs.experts.ways import FORKS, SIDES, SPEEDS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording import record as program
@@ -98,6 +99,21 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
         replayed += 1
     env.close()
     assert replayed >= 1
+
+
+def test_a_task_done_in_several_ways_is_recorded_with_its_way_and_always_the_same(recorded):
+    assert not any(trajectory.way for trajectory in CalvinDataset(recorded).trajectories)
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    recorder = Recorder(ways="several", near_starts=0.999)
+    made, again = (recorder.record(env, "push_red_block_left", seed=(0, 0, 3)) for _ in range(2))
+    env.close()
+    assert made.labels == again.labels
+    assert made.labels[0].way.split(", ")[0] in FORKS["push_red_block_left"]
+    for name, array in made.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    first, block = made.arrays["robot_obs"][0, :3], made.arrays["scene_obs"][0, 6:9]
+    assert block[0] - 0.12 < first[0] < block[0]  # low beside the block, on the side where it is to go
+    assert abs(first[2] - block[2]) < 0.03
 
 
 def test_a_perturbation_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
@@ -225,6 +241,8 @@ def test_two_processes_record_the_same_bytes_as_one(recorded, tmp_path):
 def test_another_configuration_in_the_same_place_is_refused(recorded, tmp_path):
     with pytest.raises(InputError, match="seed"):
         record(config(recorded, validation_episodes=1, seed=1))
+    with pytest.raises(InputError, match=r"ways \(None -> 'several'\)"):
+        record(config(recorded, validation_episodes=1, ways="several"))
     (tmp_path / "calvin").mkdir()
     with pytest.raises(InputError, match="not begun by vw2-record"):
         record(config(tmp_path / "calvin"))
@@ -233,14 +251,16 @@ def test_another_configuration_in_the_same_place_is_refused(recorded, tmp_path):
 def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("imageio_ffmpeg")
-    changes = {"episodes": 1, "tasks": ["turn_on_led"]}
+    changes = {"episodes": 1, "tasks": ["turn_on_led"], "ways": "several"}
     record(config(tmp_path / "calvin", **changes))
     dataset = CalvinDataset(tmp_path / "calvin")
     trajectory = dataset.trajectories[0]
+    assert trajectory.way in {f"{route}, {speed}" for route in SIDES for speed in SPEEDS}
 
     record(config(tmp_path / "video", format="video", **changes))
     caption = json.loads((tmp_path / "video" / "training" / "captions.jsonl").read_text())
-    assert (caption["instruction"], caption["frames"]) == (trajectory.instruction, trajectory.length)
+    stated = caption["instruction"], caption["frames"], caption["way"]
+    assert stated == (trajectory.instruction, trajectory.length, trajectory.way)
     assert (tmp_path / "video" / "training" / caption["file"]).stat().st_size > 1000
     assert not (tmp_path / "video.parts").exists()
 
@@ -250,6 +270,7 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     episode = next(iter(tfds.builder_from_directory(str(tmp_path / "rlds")).as_dataset(split="train")))
     steps = list(episode["steps"].as_numpy_iterator())
     assert steps[0]["language_instruction"].decode() == trajectory.instruction
+    assert episode["episode_metadata"]["way"].numpy().decode() == trajectory.way
     np.testing.assert_allclose([step["action"] for step in steps], dataset.read_actions(trajectory), atol=1e-6)
     images = np.array([step["observation"]["image"] for step in steps]).astype(float)
     assert np.abs(images - dataset.read_images(trajectory)).mean() < 4

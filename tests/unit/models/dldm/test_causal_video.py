@@ -18,7 +18,7 @@ from vw2_robot.models.dldm.causal_video import (
     Upsample,
     blocks_of,
 )
-from vw2_robot.models.dldm.config import LevelConfig, StemConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
 
 LEVELS = (LevelConfig(8, 1, downsample_space=True, attention=True), LevelConfig(8, 1, downsample_time=True))
 
@@ -172,7 +172,7 @@ def test_decoder_mirrors_the_encoder_in_shape():
     stem = StemConfig("haar", 2, 2)
     features = CausalEncoder(stem, LEVELS)(torch.randn(2, 9, 3, 16, 16))
     assert features.shape == (2, 3, 8, 4, 4)
-    assert CausalDecoder(stem, LEVELS)(features).shape == (2, 9, 3, 16, 16)
+    assert CausalDecoder(DLDMConfig(stem=stem, levels=LEVELS))(features).shape == (2, 9, 3, 16, 16)
 
 
 @pytest.mark.parametrize("field", [{"temporal_patch_size": 3}, {"spatial_patch_size": 0}, {"spatial_kernel_size": 2}])
@@ -192,7 +192,7 @@ def test_blocks_are_listed_in_order_and_hold_all_weights_but_stem_and_last_norm(
     outside = {name for name, parameter in encoder.named_parameters() if parameter not in inside}
     last = len(encoder.body) - 1
     assert outside == {"stem.weight", "stem.bias", f"body.{last}.norm.weight", f"body.{last}.norm.bias"}
-    assert blocks_of(CausalDecoder(StemConfig("pixel", 2, 2), LEVELS))
+    assert blocks_of(CausalDecoder(DLDMConfig(stem=StemConfig("pixel", 2, 2), levels=LEVELS)))
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vw2_robot.models.dldm.code_decoder import visible_codes
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.keys import defaults_of
+from vw2_robot.models.dldm.code_attention import CodeAttention, Codes, attend, visible_codes
+from vw2_robot.models.dldm.code_decoder import CodeDecoder
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip, pad_to_stride
+from vw2_robot.models.dldm.qformer import CrossAttention, QFormer
 
 TINY = DLDMConfig(
     num_frames=13,
@@ -14,7 +19,8 @@ TINY = DLDMConfig(
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
     z_channels=16,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
 )
 
 
@@ -30,7 +36,14 @@ def build(config=TINY):
 @pytest.mark.parametrize("context", ["adjacent", "all", "current"])
 @pytest.mark.parametrize("frame", range(13))
 def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(context, frame):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     x = fake_clip(TINY, 4)
     changed = x.clone()
     changed[:, frame + 1 :] = torch.rand_like(changed[:, frame + 1 :]) * 2 - 1
@@ -80,7 +93,14 @@ def test_a_clip_of_one_frame_has_no_codes_and_decodes_to_its_anchor():
 
 @pytest.mark.parametrize(("context", "seen"), [("adjacent", {1, 2}), ("all", {0, 1, 2}), ("current", {2})])
 def test_queries_of_a_step_see_exactly_the_frames_of_their_context(context, seen):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     f = torch.randn(1, 4, 16, 4, 4, requires_grad=True)
     model.qformer(f)[:, 1].square().sum().backward()  # latent step 2
     gradient = f.grad.abs().amax(dim=(0, 2, 3, 4))
@@ -89,7 +109,14 @@ def test_queries_of_a_step_see_exactly_the_frames_of_their_context(context, seen
 
 @pytest.mark.parametrize("context", ["adjacent", "all", "current"])
 def test_vectorised_queries_equal_one_step_at_a_time(context):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     f = torch.randn(2, 4, 16, 4, 4)
     together = model.qformer(f)
     for k in range(1, 4):
@@ -101,8 +128,23 @@ def test_adjacent_queries_know_which_frame_came_first():
     model = build()
     f = torch.randn(1, 2, 16, 4, 4)
     assert not torch.allclose(model.qformer(f), model.qformer(f.flip(1)))
-    blind = build(replace(TINY, qformer=QFormerConfig(heads=2, role_embedding=False, difference_values=False)))
+    blind = build(replace(TINY, qformer=QFormerConfig(heads=2, value_pos=True)))
     torch.testing.assert_close(blind.qformer(f), blind.qformer(f.flip(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_released_queries_have_a_last_residual_and_positions_of_centers():
+    model = build(replace(TINY, qformer=QFormerConfig(heads=2, last_residual=True, centered_positions=True)))
+    qformer = model.qformer
+    angles = 2 * torch.pi * torch.tensor([-0.75, 0.25]) @ qformer.frequencies  # row 0, column 2 of 4 x 4
+    torch.testing.assert_close(qformer.position(4, 4)[2], torch.cat([angles.sin(), angles.cos()]), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for parameter in qformer.cross[-1].out.parameters():
+            parameter.zero_()
+    f = torch.randn(1, 3, 16, 4, 4)
+    assert qformer(f).std() > 0.1  # what the layers before have found is still there
+    unlike = QFormer(replace(TINY, qformer=QFormerConfig(heads=2)))
+    unlike.load_state_dict(qformer.state_dict())
+    assert unlike(f).abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -113,7 +155,10 @@ def test_adjacent_queries_know_which_frame_came_first():
     ],
 )
 def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected):
-    config = replace(TINY, qformer=QFormerConfig(heads=2, context=context))
+    config = replace(
+        TINY,
+        qformer=QFormerConfig(heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True),
+    )
     model = build(config)
     # without temporal attention and with flat temporal kernels the trunk is local in time
     for module in model.encoder.modules():
@@ -156,16 +201,58 @@ def test_decoder_attention_sees_exactly_the_codes_that_the_switch_allows(visibil
     assert mask.any(dim=1).all()
 
 
-def test_decoder_output_never_depends_on_codes_of_later_steps():
-    model = build()
+DEEP = replace(
+    TINY,
+    stem=StemConfig("pixel", 2, 2, 1),
+    levels=(LevelConfig(8, 1, downsample_space=True), LevelConfig(16, 1, downsample_time=True), LevelConfig(16, 2)),
+)
+"""a latent step is two steps of features at the first level, the grid twice as high and wide there"""
+
+
+@pytest.mark.parametrize("visibility", ["causal", "current"])
+@pytest.mark.parametrize(("variant", "attentions"), [("middle", 1), ("lowest", 3), ("every", 5)])
+def test_a_decoded_frame_depends_on_codes_up_to_its_step_and_frame_0_on_none(variant, attentions, visibility):
+    model = build(replace(DEEP, code_attention=variant, code_visibility=visibility))
+    inside = [block for block in model.decoder.up.body if isinstance(block, CodeAttention)]
+    assert 1 + len(inside) == attentions
     codes = torch.rand(1, 3, 4, 4, requires_grad=True)
-    x = fake_clip(TINY, 1)
+    x = fake_clip(DEEP, 1)
     rec = model.decode(codes, model.encode(x).anchor_BChw.detach(), x[:, 0])
-    rec[:, 5:9].square().sum().backward()  # frames of step 2
-    gradient = codes.grad.abs().amax(dim=(0, 2, 3))
-    assert gradient[0] > 0
-    assert gradient[1] > 0
-    assert gradient[2] == 0
+    for step, frames in enumerate((slice(0, 1), slice(1, 5), slice(5, 9), slice(9, 13))):
+        (gradient,) = torch.autograd.grad(rec[:, frames].square().sum(), codes, retain_graph=True)
+        touched = gradient.abs().amax(dim=(0, 2, 3)) > 0
+        # The past of the features has the earlier codes also where attention sees the present ones alone.
+        assert touched.tolist() == [earlier < step for earlier in range(3)]
+    for block in inside:
+        (gradient,) = torch.autograd.grad(rec.square().sum(), block.cross.v.weight, retain_graph=True)
+        assert gradient.abs().max() > 0
+
+
+def test_attention_by_step_is_attention_with_a_mask_of_all_tokens():
+    cross = CrossAttention(8, inner=8, heads=2, context=6)
+    tokens, keys = torch.randn(2, 3, 5, 8), torch.randn(2, 12, 6)
+    seen = visible_codes(3, 4, visibility="causal", device=torch.device("cpu"))
+    whole = cross(tokens.flatten(1, 2), keys, keys, seen.repeat_interleave(5, dim=0))
+    torch.testing.assert_close(attend(cross, tokens, Codes(keys, seen)).flatten(1, 2), whole)
+
+
+@pytest.mark.parametrize(("preset", "attentions"), [("paper", 7), ("release", 4)])
+def test_masks_at_full_size_have_a_row_for_a_step(preset, attentions, monkeypatch):
+    config = config_from(DLDMConfig, defaults_of("pretrain", f"model={preset}")["dldm"])
+    masks = []
+
+    def attention(q, k, v, attn_mask=None, **options):
+        if attn_mask is not None:
+            masks.append((q.shape[-2], attn_mask))
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    with FakeTensorMode():  # shapes and types without data
+        decoder = CodeDecoder(config)
+        decoder(torch.empty(1, 23, 4, 4), torch.empty(1, 512, *config.grid), torch.empty(1, 3, 240, 416))
+    assert len(masks) == attentions
+    assert max(tokens for tokens, _ in masks) == (60 * 104 if preset == "paper" else 15 * 26)
+    assert {(mask.dtype, tuple(mask.shape)) for _, mask in masks} == {(torch.bool, (23, 1, 1, 92))}
 
 
 def test_a_code_mixes_with_its_two_predecessors_by_switch_and_with_no_later_one():

@@ -5,7 +5,8 @@ import torch
 
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
-from vw2_robot.models.dldm.frame_warp import FLOW_SCALE, FrameWarp
+from vw2_robot.models.dldm.frame_warp import FrameWarp
+from vw2_robot.models.warping import FLOW_SCALE
 
 TINY = DLDMConfig(
     num_frames=9,
@@ -14,7 +15,8 @@ TINY = DLDMConfig(
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
     z_channels=16,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     output="warp",
 )
 

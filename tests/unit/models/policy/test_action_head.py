@@ -4,14 +4,19 @@ from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.config import ActionHeadConfig
 
 
-def build(stride=4, hidden=8):
+def build(stride=4, hidden=8, **change):
     torch.manual_seed(0)
-    return ActionHead(ActionHeadConfig(hidden), width=16, queries=3, stride=stride)
+    return ActionHead(ActionHeadConfig(hidden, **change), width=16, queries=2, stride=stride)
 
 
 def test_every_latent_step_gives_as_many_actions_as_it_spans_frames():
     assert build()(torch.randn(2, 5, 3, 16)).shape == (2, 20, 7)
     assert build(stride=1)(torch.randn(2, 5, 3, 16)).shape == (2, 5, 7)
+
+
+def test_without_the_last_code_a_step_has_a_state_for_each_code():
+    assert build(last_code=False)(torch.randn(2, 5, 2, 16)).shape == (2, 20, 7)
+    assert not ActionHeadConfig.of_checkpoint({"head": {"hidden": 8}}).last_code  # as the first checkpoints
 
 
 def test_hidden_layer_is_four_times_the_smaller_of_width_and_limit():

@@ -10,6 +10,7 @@ TINY = PolicyConfig(
     backbone=BackboneConfig(hidden=32, ffn=64, layers=2, heads=4, kv_heads=2),
     image_px=16,
     image_widths=(8, 16, 16),
+    restrict_softmax=True,
 )
 INSTRUCTIONS = ["open the drawer", "push", "", "lift the red block from the table"]
 

@@ -48,7 +48,7 @@ def test_old_rows_and_old_logits_stay_bit_equal(tied):
     rows = [t.weight.detach().clone() for t in (model.get_input_embeddings(), model.get_output_embeddings())]
     logits = model(tokens).logits
     extend(model)
-    assert model.get_input_embeddings().weight.shape == (1266, 32)
+    assert model.get_input_embeddings().weight.shape == (1267, 32)
     assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
     assert torch.equal(model.get_input_embeddings().weight[:260], rows[0])
     assert torch.equal(model.get_output_embeddings().weight[:260], rows[1])
@@ -59,12 +59,12 @@ def test_latent_tokens_come_last_and_contiguous_after_the_special_ones():
     vocabulary = extend(llama())
     assert vocabulary.base == 260
     assert list(vocabulary.special) == list(SPECIAL_TOKENS)
-    assert list(vocabulary.special.values()) == list(range(260, 266))
-    assert vocabulary.latent == (266, 1266)
+    assert list(vocabulary.special.values()) == list(range(260, 267))
+    assert vocabulary.latent == (267, 1267)
     assert vocabulary.to_json() == {
         "base": 260,
         "special": vocabulary.special,
-        "latent": [266, 1266],
+        "latent": [267, 1267],
         "levels": [8, 5, 5, 5],
         "image": None,
     }
@@ -74,7 +74,7 @@ def test_new_rows_are_spread_like_old_ones_and_neighbors_in_the_codebook_start_a
     model = llama()
     extend(model)
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
-        rows = table[266:].detach() - table[:260].detach().mean(0)
+        rows = table[267:].detach() - table[:260].detach().mean(0)
         assert 0.01 < float(rows.std(0).mean()) < 0.04  # mean_resizing=True would give 0.001
         codes = FSQ(LEVELS).codes_of(torch.arange(1000))
         far, near = torch.cdist(rows, rows), torch.cdist(codes, codes)

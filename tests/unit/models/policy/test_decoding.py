@@ -16,6 +16,7 @@ TINY = PolicyConfig(
     backbone=BackboneConfig(tokenizer="bytes", hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, max_positions=96),
     image_px=16,
     image_widths=(8, 16, 16),
+    restrict_softmax=True,
 )
 INSTRUCTIONS = ["open the drawer", "push"]
 
@@ -156,7 +157,7 @@ def test_the_whole_vocabulary_may_take_part_in_the_loss():
     states = policy.states(policy.prompt(INSTRUCTIONS, torch.zeros(2, 3, 16, 16)), codes)
     loss, parts = policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))
     logits = policy.backbone.model.get_output_embeddings()(states)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten() + 266)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten() + 267)
     torch.testing.assert_close(loss, expected)
     restricted = replace(policy.config, restrict_softmax=True)
     policy.config = restricted

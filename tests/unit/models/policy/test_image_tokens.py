@@ -161,11 +161,11 @@ def test_discrete_images_have_tokens_of_their_own_before_the_latent_ones():
     policy = build("discrete")
     vocabulary = policy.backbone.vocabulary
     count = 8 * 5**4
-    assert vocabulary.image == (266, 266 + count)
-    assert vocabulary.latent == (266 + count, 1266 + count)
-    assert vocabulary.to_json()["image"] == [266, 266 + count]
+    assert vocabulary.image == (267, 267 + count)
+    assert vocabulary.latent == (267 + count, 1267 + count)
+    assert vocabulary.to_json()["image"] == [267, 267 + count]
     ids = policy.image(images())
-    rows = policy.backbone.embed(ids + 266)
+    rows = policy.backbone.embed(ids + 267)
     assert torch.equal(policy.prompt(INSTRUCTIONS, images()).inputs[:, -18:-2], rows)
 
 

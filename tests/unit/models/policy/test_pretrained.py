@@ -50,7 +50,7 @@ def test_old_rows_are_those_of_the_folder_and_old_logits_stay_bit_equal(family, 
     base = plain.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(4, 250).view(2, -1)[:, :60]
     assert vocabulary.base == base
-    assert vocabulary.latent == (base + 6, base + 1006)
+    assert vocabulary.latent == (base + 7, base + 1007)
     assert model.get_input_embeddings().weight.shape[0] % 64 == 0
     for of in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(model, of)().weight[:base], getattr(plain, of)().weight)
@@ -70,15 +70,17 @@ def test_latent_logits_are_those_of_the_model_itself(family, model_folder):
     torch.testing.assert_close(backbone.latent_logits(hidden), theirs[..., first:end], atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
-def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_folder):
+@pytest.mark.parametrize(
+    ("family", "expected"), [*((family, True) for family in FAMILIES), *((f, False) for f in [*FAMILIES, "smolvlm"])]
+)
+def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, expected, model_folder):
     policy = policy_of(family, model_folder)
     prompt = policy.prompt(INSTRUCTIONS, images(policy))
-    decoded = policy.decode(prompt, latent_steps=3)
+    decoded = policy.decode(prompt, latent_steps=3, expected=expected, last_code=True)
     with torch.no_grad():
-        states = policy.states(prompt, decoded.codes_BHN)
+        states = policy.states(prompt, decoded.read, last_code=True)
     torch.testing.assert_close(decoded.states_BHND, states, atol=4e-6, rtol=4e-6)
-    assert torch.equal(policy.backbone.latent_logits(states).argmax(-1), decoded.codes_BHN)
+    assert torch.equal(policy.backbone.latent_logits(states[:, :, :-1]).argmax(-1), decoded.codes_BHN)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
@@ -213,16 +215,16 @@ def test_the_base_model_stays_bit_equal_with_weight_decay_on(family, train, mode
         optimizer.step()
     base = policy.backbone.vocabulary.base
     tables = {
-        name for name, value in policy.named_parameters() if value.shape[:1] == (base + 1006,) and "backbone" in name
+        name for name, value in policy.named_parameters() if value.shape[:1] == (base + 1007,) and "backbone" in name
     }
     assert tables
     for name, value in policy.state_dict().items():
         if name.startswith("image.") or ".adapters." in name:
             assert not torch.equal(value, before[name]) or not value.is_floating_point(), name
-        elif value.shape[:1] == (base + 1006,):
+        elif value.shape[:1] == (base + 1007,):
             assert torch.equal(value[:base], before[name][:base]), name
             moved = (value[base:] != before[name][base:]).any(dim=-1)
-            assert moved[6:].float().mean() > 0.02, name  # every code that was fed or predicted
+            assert moved[7:].float().mean() > 0.02, name  # every code that was fed or predicted
         else:
             assert torch.equal(value, before[name]), name
 

@@ -5,7 +5,15 @@ import pytest
 
 from vw2_robot.models.dldm.fsq import FSQ
 from vw2_robot.models.dldm.vq import VQ
-from vw2_robot.pretrain.probing.action_probe import Probed, probe_actions, sign_accuracy, split_sets, transfer
+from vw2_robot.pretrain.probing.action_probe import (
+    Probed,
+    probe_actions,
+    score_probes,
+    sign_accuracy,
+    split_sets,
+    transfer,
+)
+from vw2_robot.pretrain.probing.before import r2_differences
 from vw2_robot.pretrain.probing.features import StepRows, code_values, one_hot_fsq
 from vw2_robot.pretrain.probing.latent_map import (
     DIRECTIONS,
@@ -52,7 +60,7 @@ def test_codes_that_are_actions_are_found_in_a_scene_and_across_and_the_controls
     table = found["in_scene"]["a"]["commanded"]
     assert table["codes_one_hot"]["linear"]["translation"]["r2"] > 0.9
     assert table["code_values"]["linear"]["translation"]["r2"] > 0.9
-    for control in ("random_codes", "shuffled_codes", "untrained_codes", "pixels_equal"):
+    for control in ("random_codes", "shuffled_codes", "untrained_codes", "pixels_equal", "pixels_quantized"):
         assert table[control]["linear"]["translation"]["r2"] < 0.1
     assert table["codes_one_hot"]["linear"]["droll"]["r2"] is None
     assert found["widths"]["codes_one_hot"] == found["widths"]["random_codes"] == 46
@@ -62,6 +70,20 @@ def test_codes_that_are_actions_are_found_in_a_scene_and_across_and_the_controls
     assert across["sign_accuracy"] > 0.9
     assert across["r2"] < 0.7  # another unit
     assert "others" not in found["transfer"]["commanded"]["codes_one_hot"]
+
+
+def test_codes_that_have_become_actions_gain_r2_over_those_before():
+    now, before = rows("a"), rows("a", informed=False)
+    (side,) = split([now])
+    found = r2_differences(now, before, side, (FSQ(FSQ_LEVELS), FSQ(FSQ_LEVELS)), seed=0)["commanded"]
+    r2 = [
+        score_probes(one_hot_fsq(one.indices, FSQ(FSQ_LEVELS)), now, side, "commanded", seed=0, mlp=False)["linear"]
+        for one in (now, before)
+    ]
+    for column in ("dx", "translation"):
+        assert found[column]["difference"] == pytest.approx(r2[0][column]["r2"] - r2[1][column]["r2"], abs=2e-5)
+        assert found[column]["ci95"][0] > 0.8
+    assert found["dyaw"]["difference"] is None  # nothing rotates
 
 
 def test_translations_of_another_robot_are_compared_in_units_of_their_spread():

@@ -18,6 +18,10 @@ from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import DCTCodec
+from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.probing.config import ProbeLatentsConfig
 from vw2_robot.pretrain.probing.datasets import short_names
 from vw2_robot.pretrain.probing.probe_latents import probe_latents, trained_time_base
@@ -29,9 +33,14 @@ CONFIG = DLDMConfig(
     stem=StemConfig("pixel", 4, 8, 1),
     levels=(LevelConfig(8, 1),),
     queries=2,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=8,
 )
+VDM_CONFIG = VDMConfig(
+    heads=1, head_dim=12, layers=1, adaln_lora_dim=4, context_width=8, control_width=8, prediction="change"
+)
+GEOMETRY = Geometry(channels=24, latent_steps=2, height=4, width=4, queries=2, fsq_dims=4)
 LENGTH, EPISODES = 29, 5
 
 
@@ -62,11 +71,16 @@ def write_set(root, *, seed, standing=False):
     return str(root)
 
 
-def save(folder, config=CONFIG):
-    torch.manual_seed(0)
+def save(folder, config=CONFIG, *, seed=0, with_vdm=False):
+    torch.manual_seed(seed)
     folder.mkdir(parents=True)
+    modules = {"dldm": DLDM(config)}
+    facts = {"encoder_hash": encoder_hash(modules["dldm"])}
+    if with_vdm:
+        modules |= {"vdm": VDM(VDM_CONFIG, GEOMETRY, CodecConfig()), "codec": DCTCodec(CodecConfig())}
+        facts |= {"vdm": config_tree(VDM_CONFIG), "codec": config_tree(CodecConfig())}
     save_checkpoint(
-        folder / "checkpoints" / "step_1", kind="dldm", config=config_tree(config), modules={"dldm": DLDM(config)}
+        folder / "checkpoints" / "step_1", kind="dldm", config=config_tree(config), modules=modules, facts=facts
     )
     (folder / "latest").write_text("step_1\n")
     return str(folder)
@@ -76,9 +90,11 @@ def save(folder, config=CONFIG):
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("probe")
     config = ProbeLatentsConfig(
-        dldm=save(root / "dldm"),
+        dldm=save(root / "dldm", with_vdm=True),
+        before=save(root / "before", seed=1),
         labeled=[write_set(root / "A", seed=0), write_set(root / "B", seed=1)],
         out=str(root / "out"),
+        explained_clips=5,
         pairs=40,
         hardware=Hardware(device="cpu"),
     )
@@ -90,13 +106,15 @@ def test_everything_is_written_and_is_plain_json(made):
     text = (root / "out" / "latent_report.json").read_text()
     assert json.loads(text) == json.loads(json.dumps(report))
     assert "NaN" not in text
-    assert set(report) >= {"probe", "swap", "nuisance", "map", "codes", "encoder_hash", "data"}
+    entries = {"probe", "domains", "video_model", "swap", "nuisance", "map", "codes", "before", "encoder_hash", "data"}
+    assert set(report) >= entries
     for name in ("swap", "neighbors", "nuisances"):
         with Image.open(root / "out" / f"{name}.png") as image:
             assert min(image.size) > 90
     table = (root / "out" / "latent_report.md").read_text()
     assert "codes, one-hot FSQ dimensions (46)" in table
-    assert table.count("Swap test") == 1
+    assert table.count("Swap test") == table.count("Explained change") == table.count("Data set read from a step") == 1
+    assert f"Difference of R2 (codes, one-hot, linear) to {root / 'before'}" in table
 
 
 def test_the_report_describes_its_data(made):
@@ -108,6 +126,27 @@ def test_the_report_describes_its_data(made):
     assert [(s["first"], s["donor"]) for s in report["swap"]] == [("A", "A"), ("A", "B"), ("B", "B"), ("B", "A")]
     assert set(report["probe"]["in_scene"]["A"]) == {"commanded", "moved"}
     assert set(report["probe"]["transfer"]["moved"]["codes_one_hot"]["A"]) == {"A", "B"}
+
+
+def test_the_video_model_and_the_second_checkpoint_are_in_the_report(made):
+    config, report, _ = made
+    found = report["video_model"]
+    assert set(found) == {"A", "B"}
+    assert found["A"]["clips"] == 5
+    assert found["A"]["shuffle_ratio_no_control"] == pytest.approx(1, abs=0.05)  # it was never trained
+    before = report["before"]
+    assert before["encoder_hash"] == load_checkpoint(config.before, kind="dldm").facts["encoder_hash"]
+    assert set(before["r2"]["A"]) == {"commanded", "moved"}
+    assert set(before["nuisance"]["now"]) == set(before["nuisance"]["before"]) == {"A", "B"}
+    assert before["nuisance"]["now"] != before["nuisance"]["before"]
+    assert before["perplexity"]["now"] == report["codes"]["perplexity"] != before["perplexity"]["before"]
+
+
+def test_a_second_checkpoint_of_other_clips_is_refused(made, tmp_path):
+    config, _, _ = made
+    other = save(tmp_path / "other", replace(CONFIG, num_frames=5))
+    with pytest.raises(InputError, match=r"dldm\.num_frames=5, dldm has 9"):
+        probe_latents(replace(config, before=other))
 
 
 def write_rlds_set(root):
@@ -154,14 +193,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     config, report, root = made
-    again = ProbeLatentsConfig(
-        dldm=config.dldm,
-        labeled=config.labeled,
-        out=str(root / "again"),
-        frame_cache=str(root / "out" / "frames"),
-        pairs=40,
-        hardware=Hardware(device="cpu"),
-    )
+    again = replace(config, out=str(root / "again"), frame_cache=str(root / "out" / "frames"))
     assert json.dumps(probe_latents(again)) == json.dumps(report)
     assert not (root / "again" / "frames").exists()
 
@@ -210,6 +242,7 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         ({"episodes": 2}, "at least 3"),
         ({"test_share": 0.9}, "sum to less than 1"),
         ({"pairs": 0}, "pairs=0"),
+        ({"explained_clips": 0}, "explained_clips=0"),
     ],
 )
 def test_what_cannot_work_is_refused(wrong, message):

@@ -14,6 +14,7 @@ from vw2_robot.pretrain.probing.probes import (
     rank_correlation,
     score_correlation,
     score_r2,
+    score_r2_difference,
     score_ratio,
     split_groups,
     sum_by_group,
@@ -48,6 +49,21 @@ def test_the_linear_probe_finds_a_planted_relation_and_reports_nothing_for_noise
     assert scores["still"]["r2"] is None
     assert scores["both"]["r2"] == pytest.approx((scores["linear"]["r2"] + scores["noise"]["r2"]) / 2, abs=1e-4)
     assert probe.penalty[1] > probe.penalty[0]
+
+
+def test_a_difference_of_r2_is_paired_over_groups():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 20)
+    y = rng.normal(size=(800, 2))
+    # Groups differ in difficulty far more than the two predictions do.
+    error = rng.normal(size=(800, 2)) * rng.uniform(0, 1.5, (40, 1))[group]
+    names, means = ("a", "b"), {"all": ("a", "b")}
+    found = score_r2_difference(y, y + 0.9 * error, y + error, group, names, seed=[0], means=means)
+    better, worse = (score_r2(y, y + e, group, names, rng=rng, means=means) for e in (0.9 * error, error))
+    assert found["all"]["difference"] == pytest.approx(better["all"]["r2"] - worse["all"]["r2"], abs=2e-5)
+    low, high = found["all"]["ci95"]
+    assert 0 < low < found["all"]["difference"] < high
+    assert worse["all"]["ci95"][1] > better["all"]["ci95"][0]  # unpaired intervals would leave it open
 
 
 def test_the_penalty_keeps_many_useless_features_from_fitting_noise():

@@ -29,7 +29,8 @@ CONFIG = DLDMConfig(
     stem=StemConfig("pixel", 4, 8, 1),
     levels=(LevelConfig(8, 1),),
     queries=2,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=8,
 )
 

@@ -103,6 +103,46 @@ def test_a_latent_report_alone_is_a_page(tmp_path):
     assert "by source" not in text
 
 
+def test_what_the_video_model_reads_and_what_has_changed_are_shown_where_the_report_has_them(tmp_path):
+    explained = {f"explained_change{codes}_t{t}": 0.1 for codes in ("", "_shuffled", "_null") for t in (0.8, 0.9, 0.97)}
+    explained |= {"explained_change_t0.97": 0.61, "explained_change_shuffled_t0.97": None}
+    video = {"clips": 48, "shuffle_ratio_no_control": 3.14, "explained_change_decoder": 0.76, **explained}
+    accuracy = {f: number(0.58, "ratio") for f in ("codes_one_hot", "pixels_quantized", "pixels_equal")}
+    overlap = {"codes_one_hot": {"A <1>": {"A <1>": 0.9, "B": 0.43}, "B": {"A <1>": 0.44, "B": 0.91}}}
+    scores = {"translation": number(0.07, "difference"), "all": number(0.03, "difference")}
+    nuisance = {"B": {"on_action": 0.8, "sensitivity": None}}
+    write(
+        tmp_path / "run",
+        video_model={"A <1>": video},
+        domains={"chance": 0.5, "rows": 90, "accuracy": accuracy, "overlap": overlap},
+        before={
+            "dldm": "runs/x/step_5",
+            "r2": {"A <1>": {"moved": scores}},
+            "nuisance": {"before": nuisance, "now": {"B": {"on_action": 0.7, "sensitivity": 0.6}}},
+            "perplexity": {"before": 431.0, "now": 333.0},
+        },
+    )
+    page = write_report([tmp_path / "run"], tmp_path / "page").read_text()
+    section = page[page.index('<section id="latents">') :]
+    text = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    for expected in (
+        "right codes 0.61",
+        "those of another clip –",
+        "A &lt;1&gt; 3.14",
+        "48 clips",
+        "chance is 0.50",
+        "0.58 [0.48, 0.68]",
+        "0.43",
+        "Change since runs/x/step_5",
+        "0.07 [−0.03, 0.17]",
+        "perplexity 431.00 → 333.00",
+        "effect on an action’s code 0.80 → 0.70".replace("’", "&#39;"),
+        "– → 0.60",
+    ):
+        assert expected in text, expected
+    assert section.count("<svg") == 4
+
+
 def test_a_page_without_latent_reports_has_no_such_section(tmp_path):
     stage = tmp_path / "run" / "dldm"
     stage.mkdir(parents=True)

@@ -316,6 +316,39 @@ def test_held_out_curves_join_the_panel_they_belong_to():
     assert panels[0].legend[1] == (2, "validation loss 1")
 
 
+def test_bounds_become_a_band_around_their_metric():
+    """Also where a bound lacks a step; a metric that only ends like a bound keeps a panel."""
+    steps = [1, 2, 3]
+    records = {
+        "f/validation_action_l2": (steps, [3.0, 2.0, 1.0]),
+        "f/validation_action_l2_low": (steps, [2.5, 1.5, 0.5]),
+        "f/validation_action_l2_high": (steps[:2], [3.5, 2.5]),
+        "f/battery_low": (steps, [1.0, 1.0, 1.0]),
+    }
+    panels = training_panels(records, ids="f")
+    assert [panel.title for panel in panels] == ["validation action l2", "battery low"]
+    assert [text for _, text in panels[0].legend] == ["last 1"]
+    assert [("opacity: 0.2" in panel.svg, "band" in panel.caption) for panel in panels] == [
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_explained_change_with_other_codes_joins_that_with_the_right_ones():
+    names = [f"dldm/explained_change{codes}_t{t}" for codes in ("", "_shuffled", "_null") for t in (0.8, 0.97)]
+    panels = training_panels(dict.fromkeys([*names, "dldm/explained_change_decoder"], ([1, 2], [0.1, 0.2])), ids="f")
+    assert [panel.title for panel in panels] == [
+        "explained change t0.8",
+        "explained change t0.97",
+        "explained change decoder",
+    ]
+    assert [text.removesuffix(" 0.2") for _, text in panels[1].legend] == [
+        "explained change t0.97",
+        "explained change shuffled t0.97",
+        "explained change null t0.97",
+    ]
+
+
 def test_a_validation_curve_without_partner_has_a_separate_panel():
     panels = training_panels({"a/validation_ratio": ([1], [0.5])}, ids="f")
     assert [panel.title for panel in panels] == ["validation ratio"]

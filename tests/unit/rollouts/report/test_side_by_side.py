@@ -1,6 +1,7 @@
 """Several rollouts side by side: differences on the chains they share, and what produced each."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,12 @@ def test_provenance_marks_the_lines_in_which_rollouts_differ(two):
     sums = [hashlib.sha256((one.path / "results.jsonl").read_bytes()).hexdigest() for one in two]
     assert table["results.jsonl, SHA-256"] == (sums, True)
     assert "shard" not in table  # nobody has one
+    assert "aids" not in table  # nor are any known
+    first, second = (
+        replace(one, provenance={**one.provenance, "policy": {"aids": aids}})
+        for one, aids in zip(two, ([], ["reader"]), strict=True)
+    )
+    assert ("aids", ["none", "reader"], True) in provenance_table([first, second])
 
 
 def test_folders_of_equal_name_get_different_names(config, tmp_path):

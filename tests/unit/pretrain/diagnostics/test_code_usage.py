@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import TrainDLDMConfig
+from vw2_robot.pretrain.diagnostics.code_usage import CodeUsageMonitor
 from vw2_robot.schedule import LoopConfig, OptimConfig
 
 LOOP = LoopConfig(train_steps=1, batch_size=1, optim=OptimConfig())

@@ -6,8 +6,10 @@ from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig,
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.video.config import CodecConfig
 from vw2_robot.models.video.video_codec import DCTCodec
-from vw2_robot.pretrain.code_usage import used_and_perplexity
-from vw2_robot.pretrain.dldm_diagnostics import contact_sheet, explain_shortfall, one_per_episode, validate
+from vw2_robot.pretrain.diagnostics.code_usage import used_and_perplexity
+from vw2_robot.pretrain.diagnostics.explained_change import RiseMonitor
+from vw2_robot.pretrain.diagnostics.reconstructions import contact_sheet, one_per_episode
+from vw2_robot.pretrain.diagnostics.validation import explain_shortfall, validate
 
 CONFIG = DLDMConfig(
     num_frames=9,
@@ -15,7 +17,7 @@ CONFIG = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
     z_channels=8,
     z_norm="layer",
 )
@@ -33,20 +35,33 @@ def test_usage_counts_codes_and_their_perplexity():
 
 
 class Renderer:
-    """Stands for the VDM: the loss is a distance of codes, so right codes cost less, whatever the control video."""
+    """Stands for the VDM: it costs less with right codes, and renders the truth with them and a still clip without."""
 
-    def __init__(self, right, weight):
+    def __init__(self, right, latents, weight):
         self.right = right
+        self.latents = latents
         self.weight = weight
         self.noises = []
 
     def denoising_loss(self, latents, codes, *, control_video, valid, noise, valid_steps):
         self.noises.append(noise.randn())
-        right = self.right[self.rows]
-        return (1 + self.weight * (codes - right).abs().mean(dim=(1, 2, 3)) + 0.0 * control_video.sum()).sum()
+        return (1 + self.weight * self.distance(codes) + 0.0 * control_video.sum()).sum()
+
+    def still_video(self, first, num_frames):
+        return first[:, :, None].expand(-1, -1, num_frames, -1, -1)
+
+    def distance(self, codes):
+        return (codes - self.right[self.rows]).abs().mean(dim=(1, 2, 3))
+
+    def velocity(self, noisy, time, first, codes, *, control_video, keep_codes):
+        # From 1, with the right codes, to 0 with wrong ones or none; x0_hat moves from still to true.
+        share = torch.exp(-self.weight * self.distance(codes)) * keep_codes * (self.weight > 0)
+        still = self.still_video(first, noisy.shape[2])
+        estimate = still + share[:, None, None, None, None] * (self.latents[self.rows] - still)
+        return (noisy - estimate) / time[:, None, None, None, None]
 
 
-def validation(*, rec=None, weight=0.0, phase=2, chunk=6):
+def validation(*, rec=None, weight=0.0, reads_codes=True, chunk=6):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).train()
     x = fake_clip(CONFIG, 6)
@@ -57,14 +72,15 @@ def validation(*, rec=None, weight=0.0, phase=2, chunk=6):
     dldm.train()
     if rec is not None:
         dldm.decode = lambda codes, anchor, first: rec(x[renderer.rows])
-    renderer = Renderer(encoded.codes_BMNL.detach(), weight)
+    codec = DCTCodec(CodecConfig())
+    renderer = Renderer(encoded.codes_BMNL.detach(), codec.encode(x), weight)
 
     def clips():
         for rows in np.split(np.arange(6), range(chunk, 6, chunk)):
             renderer.rows = rows
             yield rows, x[rows], valid[rows]
 
-    values = validate(dldm, renderer, DCTCodec(CodecConfig()), clips, phase=phase, seed=0, grayscale=True)
+    values = validate(dldm, renderer, codec, clips, reads_codes=reads_codes, seed=0, grayscale=True)
     assert dldm.training
     return values, renderer, encoded, valid
 
@@ -92,15 +108,33 @@ def test_shuffle_ratio_tells_a_renderer_that_reads_the_codes_from_one_that_does_
     assert len(samples[:4].unique()) == 4 * 6
 
 
+def test_explained_change_is_one_for_the_truth_zero_for_a_still_clip_and_tells_whose_codes_were_read():
+    values = validation(weight=5.0, rec=lambda x: x)[0]
+    for t in (0.8, 0.9, 0.97):
+        assert values[f"dldm/explained_change_t{t}"] == pytest.approx(1.0, abs=1e-4)
+        assert 0 < values[f"dldm/explained_change_shuffled_t{t}"] < 0.9
+        assert values[f"dldm/explained_change_null_t{t}"] == pytest.approx(0.0, abs=1e-4)
+    assert values["dldm/explained_change_decoder"] == pytest.approx(1.0)
+    deaf = validation(weight=0.0, rec=lambda x: x[:, :1].expand_as(x))[0]
+    assert deaf["dldm/explained_change_t0.97"] == pytest.approx(0.0, abs=1e-4)
+    assert deaf["dldm/explained_change_decoder"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_reader_ends_when_the_explained_change_stops_rising():
+    monitor = RiseMonitor()
+    values = [0.1, 0.2, 0.205, 0.201, 0.25, 0.2, 0.25, 0.255]
+    assert [monitor.stopped(value, patience=3, min_rise=0.01) for value in values] == [False] * 7 + [True]
+
+
 def test_a_validation_in_several_chunks_finds_what_one_finds():
     whole, _, _, _ = validation(weight=5.0)
     parts, renderer, _, _ = validation(weight=5.0, chunk=4)
     assert {len(noise) for noise in renderer.noises} == {4, 2}
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
 def test_phase_one_does_not_ask_the_renderer():
-    values, renderer, _, _ = validation(phase=1)
+    values, renderer, _, _ = validation(reads_codes=False)
     assert renderer.noises == []
     assert set(values) == {"dldm/ratio_to_copy", "dldm/codes_used", "dldm/perplexity"}
 

@@ -23,7 +23,8 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import write_json
 
-from .config import PretrainConfig, TrainDLDMConfig
+from ..config import PretrainConfig, TrainDLDMConfig
+from .explained_change import EXPLAINED, EXPLAINED_NULL
 
 USAGE_BATCH = 64
 
@@ -46,7 +47,8 @@ class CodeUsageMonitor(nn.Module):
 
     Attributes:
         counts: int [V], the codes since the last call of `alarms`.
-        streaks: int [2], how many validations in a row found collapsed codes, and codes that the VDM ignores.
+        streaks: int [3], how many validations in a row found collapsed codes, codes that the VDM ignores, and codes
+            that explain hardly more change than none.
     """
 
     counts: Tensor
@@ -55,7 +57,7 @@ class CodeUsageMonitor(nn.Module):
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long))
-        self.register_buffer("streaks", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("streaks", torch.zeros(3, dtype=torch.long))
 
     def count(self, histogram: Int[Tensor, " V"]) -> None:
         """Add the codes of one batch: how often each occurred in valid steps, over all ranks."""
@@ -78,7 +80,7 @@ class CodeUsageMonitor(nn.Module):
         one that keeps it.
 
         Args:
-            validation: what `dldm_diagnostics.validate` returned.
+            validation: what `validation.validate` returned.
             phases: the limits.
         """
         perplexity = used_and_perplexity(self.counts)[1]
@@ -86,22 +88,29 @@ class CodeUsageMonitor(nn.Module):
         # n counted codes cannot be more than n different ones, and a single code has perplexity 1: the limit is a share
         # of what could have been.
         floor = 1 + phases.perplexity_alarm * (min(len(self.counts), int(self.counts.sum())) - 1)
+        explained = validation.get(f"dldm/{EXPLAINED}", math.inf) - validation.get(f"dldm/{EXPLAINED_NULL}", 0.0)
         # `not >=`, so that a ratio that is not a number counts as missed.
-        missed = torch.tensor([perplexity < floor, not shuffle >= phases.shuffle_alarm], device=self.streaks.device)
-        self.streaks.copy_((self.streaks + 1) * missed)
+        missed = [perplexity < floor, not shuffle >= phases.shuffle_alarm, not explained >= phases.explained_alarm]
+        self.streaks.copy_((self.streaks + 1) * torch.tensor(missed, device=self.streaks.device))
         self.counts.zero_()
-        collapsed, ignored = (int(streak) == phases.alarm_after for streak in self.streaks)
+        collapsed, ignored, unread = (int(streak) == phases.alarm_after for streak in self.streaks)
         alarms = []
         if collapsed:
             alarms.append(
                 f"ALARM codes collapse: perplexity {perplexity:.2f} in training, below {floor:.2f} at "
-                f"{phases.alarm_after} validations in a row; dldm.z_norm=batch and a lower learning rate help"
+                f"{phases.alarm_after} validations in a row; aids.standardize=batch and a lower learning rate help"
             )
         if ignored:
             alarms.append(
                 f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
                 f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise "
-                f"train_dldm.control_dropout, or vdm.noise_shift where the VDM is trained from scratch"
+                f"aids.control_dropout, or aids.noise_shift where the VDM is trained from scratch"
+            )
+        if unread:
+            alarms.append(
+                f"ALARM codes not read: without control video they explain {explained:.3f} more of the change than "
+                f"none (limit {phases.explained_alarm}) at {phases.alarm_after} validations in a row; where the VDM is "
+                "trained from scratch, aids.reader, aids.high_noise and aids.warp_output help"
             )
         return alarms
 
@@ -143,7 +152,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
             batch = sampler.batch(i, count, rows)
             x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
             with config.hardware.autocast(device):  # as the next stage encodes
-                indices = dldm.indices(x).cpu()
+                indices = dldm.indices(dldm.resized(x)).cpu()
             valid = torch.from_numpy(batch.valid) & (counted and begin < count)
             # By slot, since in the total a collapsed slot hides behind the others.
             for slot in range(config.dldm.queries):
