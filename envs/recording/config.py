@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vw2_robot.data.sources.calvin import CalvinSplit
 
-from ..experts.start_states import PAUSE_STEPS
+from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS
 from ..experts.ways import Ways
 from .demonstrations import expand_tasks
 from .environment_description import environment_yaml
@@ -75,6 +75,14 @@ class RecordConfig:
     """
     near_starts: float = 0.0
     """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
+    policy: str | None = None
+    """checkpoint or run folder of a fine-tuned policy, or builtin:NAME, that begins a share of the tasks; where it has
+    not solved one, the expert takes over and its part alone is labeled (docs/simulator.md); null: none
+    """
+    policy_share: float = 0.5
+    """share of tasks that `policy` begins"""
+    policy_steps: tuple[int, int] = (8, 96)
+    """fewest and most control steps of `policy` before the expert takes over"""
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -101,6 +109,14 @@ class RecordConfig:
         for name in ("perturbations", "failed_attempts", "near_starts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
+        fewest, most = self.policy_steps
+        if not 0 < self.policy_share <= 1 or not 1 <= fewest <= most:
+            raise ValueError(
+                f"policy_share={self.policy_share}, policy_steps=[{fewest}, {most}], expected a share above 0, up to 1,"
+                " and the fewest and the most steps, at least 1"
+            )
+        if self.policy is None and (self.policy_share, self.policy_steps) != (0.5, (8, 96)):
+            raise ValueError("policy_share and policy_steps belong to a policy; give policy=, or leave them out")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
@@ -113,11 +129,11 @@ class RecordConfig:
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
-            or (self.ways, self.near_starts) != ("single", 0)
+            or (self.ways, self.near_starts, self.policy) != ("single", 0, None)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways or near_starts;"
-                " leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts or"
+                " policy; leave them out"
             )
 
     @property
@@ -129,7 +145,12 @@ class RecordConfig:
     def spacing(self) -> int:
         """Frame numbers reserved for each recording in the CALVIN format."""
         pause = PAUSE_STEPS[1] - 1  # longest pause, between two tasks
-        return frames_per_recording(self.play * (self.max_steps + self.tail_steps + pause) - pause)
+        before = 0
+        if self.policy is not None:  # what may come before a window; without a policy the numbers stay as they were
+            before = self.policy_steps[1]
+            before += FAILED_ATTEMPT_STEPS[1] if self.failed_attempts else 0
+            before += BETWEEN_STEPS if self.near_starts else 0
+        return frames_per_recording(self.play * (before + self.max_steps + self.tail_steps + pause) - pause)
 
     def open_output(self) -> Output:
         """Return the output that recordings are written to."""
