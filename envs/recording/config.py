@@ -10,7 +10,7 @@ from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import PAUSE_STEPS
 from ..experts.ways import Ways
-from .demonstrations import expand_tasks
+from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
@@ -75,6 +75,10 @@ class RecordConfig:
     """
     near_starts: float = 0.0
     """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
+    appearance: RecordedAppearance = "scene"
+    """sampled: textures, colors and light are random for each recording, blocks stay red, blue and pink; with the
+    built-in assets, without wrist camera and depth
+    """
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -113,11 +117,23 @@ class RecordConfig:
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
-            or (self.ways, self.near_starts) != ("single", 0)
+            or (self.ways, self.near_starts, self.appearance) != ("single", 0, "scene")
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways or near_starts;"
-                " leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts or"
+                " appearance; leave them out"
+            )
+        if self.appearance == "sampled":
+            self._check_sampled_appearance()
+
+    def _check_sampled_appearance(self) -> None:
+        if self.wrist_camera or self.depth:
+            raise ValueError("appearance=sampled renders the static camera alone; leave out wrist_camera and depth")
+        world = self.calvin()
+        if (world["assets"], world["renderer"]) != ("builtin", "layered"):
+            raise ValueError(
+                f"appearance=sampled needs env.assets=builtin and env.renderer=layered, found {world['assets']} and"
+                f" {world['renderer']}"
             )
 
     @property
@@ -140,7 +156,7 @@ class RecordConfig:
             Path(self.out),
             compress_level=self.compress_level,
             spacing=self.spacing,
-            environment=environment_yaml(cameras=cameras, **self.calvin()),
+            environment=environment_yaml(cameras=cameras, appearance=self.appearance, **self.calvin()),
         )
 
     def calvin(self) -> dict[str, str]:

@@ -41,7 +41,11 @@ from .progress import show_progress
 from .sources import open_source
 
 FREE = ("workers", "out")  # keys that do not change what is recorded
-LATER = {"ways": "single", "near_starts": 0.0}  # with these values a recording of an earlier release is continued
+LATER = {
+    "ways": "single",
+    "near_starts": 0.0,
+    "appearance": "scene",
+}  # with these values a recording of an earlier release is continued
 
 
 def record(config: RecordConfig) -> None:

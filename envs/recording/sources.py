@@ -56,6 +56,7 @@ class CalvinDemonstrations:
             failed_attempts=config.failed_attempts,
             ways=config.ways,
             near_starts=config.near_starts,
+            appearance=config.appearance,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
