@@ -174,7 +174,7 @@ class FinetuneConfig:
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     image_color_jitter: float = 0.0
-    """largest random change of brightness and contrast of the input image, and of its channels at half; 0: none"""
+    """largest random change of contrast of the input image, and at half of brightness and color channels; 0: none"""
     validation_windows: int = 256
     """held-out windows that are validated on every `loop.log_every` steps; the end of training takes all"""
     seed: int = 0

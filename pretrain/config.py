@@ -275,7 +275,7 @@ class TrainPolicyConfig:
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     image_color_jitter: float = 0.0
-    """largest random change of brightness and contrast of the input image, and of its channels at half; 0: none"""
+    """largest random change of contrast of the input image, and at half of brightness and color channels; 0: none"""
     code_dropout: float = 0.0
     """aids.policy_code_dropout: share of samples that read null tokens in place of codes, as acting=parallel and none
     do"""
