@@ -10,7 +10,7 @@ from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS
 from ..experts.ways import Ways
-from .demonstrations import expand_tasks
+from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
@@ -83,6 +83,10 @@ class RecordConfig:
     """share of tasks that `policy` begins"""
     policy_steps: tuple[int, int] = (8, 96)
     """fewest and most control steps of `policy` before the expert takes over"""
+    appearance: RecordedAppearance = "scene"
+    """sampled: textures, colors and light are random for each recording, blocks stay red, blue and pink; with the
+    built-in assets, without wrist camera and depth
+    """
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -129,11 +133,23 @@ class RecordConfig:
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
-            or (self.ways, self.near_starts, self.policy) != ("single", 0, None)
+            or (self.ways, self.near_starts, self.appearance, self.policy) != ("single", 0, "scene", None)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts or"
-                " policy; leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts,"
+                " appearance or policy; leave them out"
+            )
+        if self.appearance == "sampled":
+            self._check_sampled_appearance()
+
+    def _check_sampled_appearance(self) -> None:
+        if self.wrist_camera or self.depth:
+            raise ValueError("appearance=sampled renders the static camera alone; leave out wrist_camera and depth")
+        world = self.calvin()
+        if (world["assets"], world["renderer"]) != ("builtin", "layered"):
+            raise ValueError(
+                f"appearance=sampled needs env.assets=builtin and env.renderer=layered, found {world['assets']} and"
+                f" {world['renderer']}"
             )
 
     @property
@@ -161,7 +177,7 @@ class RecordConfig:
             Path(self.out),
             compress_level=self.compress_level,
             spacing=self.spacing,
-            environment=environment_yaml(cameras=cameras, **self.calvin()),
+            environment=environment_yaml(cameras=cameras, appearance=self.appearance, **self.calvin()),
         )
 
     def calvin(self) -> dict[str, str]:

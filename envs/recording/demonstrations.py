@@ -4,7 +4,7 @@
 recordings or on the process. It works in two passes. The first simulates without images, since rendering costs many
 times what physics costs; unless the oracle confirms every task within `max_steps`, and again at the end of its window,
 the attempt is dropped and another start is sampled. The second pass executes the same actions again, bit-exact, and
-renders every step.
+renders every step; with a sampled appearance it renders the recorded states instead.
 
 With `play` above 1 a recording is play data: a task, a short pause in which the expert continues, another task that is
 feasible in the state then reached, without a reset. Each task becomes a labeled window; the steps between belong to
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from vw2_robot.errors import InputError
 
 from ..actions import to_relative_action
 from ..calvin import CONTROL_HZ, CalvinEnv
+from ..cameras import INTRINSICS
 from ..experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from ..experts.motion import Action, Perturbations
 from ..experts.start_states import (
@@ -44,8 +45,11 @@ from ..experts.start_states import (
 from ..experts.ways import Ways, choose_way
 from ..instructions import load_instructions
 from ..oracle import TaskOracle
+from ..rerendering.appearance import sample_scene_appearance
+from ..rerendering.rendering import render_video
 from .takeovers import Takeovers
 
+RecordedAppearance = Literal["scene", "sampled"]
 MAX_ATTEMPTS = 12
 
 
@@ -89,6 +93,8 @@ class Recorder:
     """Share of tasks that begin near their goal, see `near_start`."""
     takeovers: Takeovers | None = None
     """The policy that begins some of the tasks; each label states whether the expert took over from it."""
+    appearance: RecordedAppearance = "scene"
+    """"sampled": textures, colors and light are random, the same throughout a recording; only for static images."""
 
     def record(
         self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
@@ -115,7 +121,12 @@ class Recorder:
             attempt = _Attempt(env, oracle, Perturbations(self.perturbations, rng))
             unsolved = self._simulate(attempt, task, pool, rng)
             if unsolved is None:
-                arrays = {**self._render(env, start, attempt), **_stack(attempt.rows)}
+                states = _stack(attempt.rows)
+                if self.appearance == "scene":
+                    images = self._render(env, start, attempt)
+                else:
+                    images = _render_sampled(env.scene_name, states, seed)
+                arrays = {**images, **states}
                 return RecordedDemonstration(env.scene_name, tuple(attempt.labels), arrays, tuple(failed))
             failed.append(unsolved)
         raise InputError(
@@ -274,6 +285,21 @@ def _choose_instruction(task: str, rng: np.random.Generator) -> str:
 
 def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _render_sampled(scene: str, states: dict[str, NDArray[Any]], seed: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Return the images of recorded states in an appearance that depends on the seed and the scene alone.
+
+    Args:
+        scene: in which they were recorded.
+        states: `robot_obs` and `scene_obs`, time axis first.
+        seed: of the recording.
+    """
+    # The numbers below are the attempts' generators.
+    appearance = sample_scene_appearance(np.random.default_rng([*seed, MAX_ATTEMPTS]), scene)
+    robot_obs, scene_obs = states["robot_obs"], states["scene_obs"]
+    size = INTRINSICS["static"].pixels
+    return {"rgb_static": render_video(scene, appearance, robot_obs, scene_obs, image_size=size, oversampling=1)}
 
 
 def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.random.Generator) -> str | None:

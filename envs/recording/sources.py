@@ -61,6 +61,7 @@ class CalvinDemonstrations:
             ways=config.ways,
             near_starts=config.near_starts,
             takeovers=None if policy is None else Takeovers(policy, config.policy_share, config.policy_steps),
+            appearance=config.appearance,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
