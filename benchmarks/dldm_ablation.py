@@ -20,12 +20,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.pretrain.diagnostics.explained_change import EXPLAINED, EXPLAINED_NULL
 from vw2_robot.rollouts.statistics import t95
 
 Report = dict[str, Any]
 TABLES = {
     "3a": {
         "3a_baseline": "reconstruction alone, without aids",
+        "ours_reconstruction": "reconstruction alone: phase 1 continued",
         "3a_vdm": "+ VDM",
         "3a_stop_gradient": "+ stop-gradient",
         "3a_control": "+ control (default)",
@@ -57,6 +59,7 @@ def train(variant: str, seed: int, args: argparse.Namespace) -> Path:
             f"dldm.num_frames={args.frames}",
             f"train_vdm.train_steps={args.vdm_steps}",
             f"train_dldm.phase1.train_steps={args.phase1_steps}",
+            f"train_dldm.reader.loop.train_steps={args.reader_steps}",
             f"train_dldm.phase2.train_steps={args.phase2_steps}",
             # One thread, so that several of these commands (--only) can share a machine.
             "hardware.threads=1",
@@ -73,6 +76,7 @@ def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
         program(
             "vw2_robot.pretrain.probing.probe_latents",
             f"dldm={run / 'dldm'}",
+            f"before={run / 'dldm' / 'phase_1'}",
             f"labeled=[{data}]",
             f"out={out}",
             f"frame_cache={Path(args.out) / 'probe_frames'}",
@@ -119,7 +123,22 @@ def nuisance(report: Report, measure: str, kinds: tuple[str, ...] = ("camera_shi
     )
 
 
+def video(report: Report, name: str) -> float:
+    """Return what the video model reads in the codes, mean over data sets; NaN without a video model."""
+    found = report["video_model"] or {}
+    return statistics.mean(entry[name] for entry in found.values()) if found else math.nan
+
+
+def moved_from_phase_1(report: Report) -> float:
+    """Return the mean R² in scene less that of the same run after phase 1, mean over data sets."""
+    return statistics.mean(entry["moved"]["all"]["difference"] for entry in report["before"]["r2"].values())
+
+
 COLUMNS: dict[str, Callable[[Report], float]] = {
+    "explained change": lambda r: video(r, EXPLAINED),
+    "null codes": lambda r: video(r, EXPLAINED_NULL),
+    "shuffle ratio": lambda r: video(r, "shuffle_ratio_no_control"),
+    "R², all less phase 1": moved_from_phase_1,
     "R² across scenes": lambda r: across(r, "codes_one_hot"),
     "R² in scene": lambda r: within(r, "codes_one_hot"),
     "rotation, in scene": lambda r: within(r, "codes_one_hot", "rotation"),
@@ -139,6 +158,8 @@ BASELINES: dict[str, str] = {
 def interval(values: list[float]) -> str:
     """Format the mean and 95 % interval over seeds."""
     mean = statistics.mean(values)
+    if math.isnan(mean):
+        return "–"
     places = 0 if abs(mean) >= 10 else 2
     if len(values) < 2:
         return f"{mean:.{places}f}"
@@ -203,10 +224,11 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
-    parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--vdm-steps", type=int, default=60)
-    parser.add_argument("--phase1-steps", type=int, default=500)
-    parser.add_argument("--phase2-steps", type=int, default=100)
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--vdm-steps", type=int, default=100)
+    parser.add_argument("--phase1-steps", type=int, default=1500)
+    parser.add_argument("--reader-steps", type=int, default=300)
+    parser.add_argument("--phase2-steps", type=int, default=400)
     parser.add_argument("--episodes", type=int, default=100, help="demonstrations of each data set to probe with")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of every training")
     parser.add_argument("--only", nargs="*", help="train these variants and print no table, to share the work")

@@ -292,9 +292,10 @@ def parameters_by_part(dldm: DLDM, vdm: VDM, wan: nn.Module) -> dict[str, int]:
 
 def trained_as(vdm: VDMConfig, train: str) -> VDMConfig:
     """Return the configuration of a VDM that is trained `full`, with `lora` or `frozen`."""
-    # Frozen bf16 weights are allowed only with pretrained ones; the name is never opened here.
+    # Frozen bf16 weights are allowed only with pretrained ones, which have no warp; the name is never opened here.
     precision = "float32" if train == "full" else "bf16"
-    config = replace(vdm, train=train, frozen_precision=precision, weights="given")  # type: ignore[arg-type]
+    given = {} if train == "full" else {"weights": "given", "warp": False}
+    config = replace(vdm, train=train, frozen_precision=precision, **given)  # type: ignore[arg-type]
     # LoRA uses the light control branch: copied blocks would be trained in full.
     return replace(config, control="light", control_layers=0) if train == "lora" else config
 
@@ -328,7 +329,7 @@ def main() -> None:
             config = trained_as(vdm, train)
             weights, learning = (size / GB for size in states(dldm, config, geometry, codec))
             for recompute in (False, True):
-                held = activations(dldm, config, geometry, recompute=recompute) / GB
+                held = activations(dldm, config, geometry, codec, recompute=recompute) / GB
                 total = weights + learning + held
                 fits = "".join(f"{'fits' if total < HEADROOM * card else 'no':>8}" for card in CARDS)
                 size = f"{enlarge * dldm.height}x{enlarge * dldm.width}"

@@ -173,10 +173,12 @@ class FinetuneConfig:
     """how actions are normalized: by their 1 % and 99 % quantiles, by mean and deviation, or not"""
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
+    image_color_jitter: float = 0.0
+    """largest random change of contrast of the input image, and at half of brightness and color channels; 0: none"""
     validation_windows: int = 256
     """held-out windows that are validated on every `loop.log_every` steps; the end of training takes all"""
     seed: int = 0
-    """of untrained weights, batches, image shifts and sampling"""
+    """of untrained weights, batches, image shifts, color jitter and sampling"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -185,7 +187,7 @@ class FinetuneConfig:
         for name in ("latent_steps", "n_action_steps", "last_n", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("lambda_ce", "gripper_weight", "image_shift_px", "temporal_ensemble"):
+        for name in ("lambda_ce", "gripper_weight", "image_shift_px", "image_color_jitter", "temporal_ensemble"):
             # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")

@@ -25,7 +25,7 @@ from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.decoding import sample_codes
 from vw2_robot.models.precision import at_least_float32
-from vw2_robot.pixels import shift_randomly
+from vw2_robot.pixels import jitter_color, shift_randomly
 from vw2_robot.random_numbers import SampleNoise
 
 from .config import CodeSource, FinetuneConfig
@@ -107,16 +107,17 @@ def window_batch(
     """Read some labeled windows and choose what the policy reads in the slots of its codes.
 
     Args:
-        config: acting mode, code source and image shift.
+        config: acting mode, code source, image shift and color jitter.
         policy: on the device; predicts codes.
         windows: all training windows.
         rows: the ones of this batch.
         device: where the batch goes.
         hindsight_share: see `input_codes`.
-        noise: of the image shift, then of the codes.
+        noise: of image shift, color jitter and codes, in this order.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device).to(config.hardware.dtype)
     image = shift_randomly(image, most=config.image_shift_px, noise=noise)
+    image = jitter_color(image, strength=config.image_color_jitter, noise=noise)
     inputs = input_codes(
         config, policy, windows, rows, image, source=config.code_source, hindsight_share=hindsight_share, noise=noise
     )
@@ -246,16 +247,17 @@ def unlabeled_loss(
     A policy that reads null tokens (acting=parallel or none) also predicts each code without those before it.
 
     Args:
-        config: image shift and acting mode.
+        config: image shift, color jitter and acting mode.
         policy: on the device.
         windows: all unlabeled windows.
         rows: the ones of this part.
         device: where they go.
-        noise: of the image shift.
+        noise: of image shift and color jitter, in this order.
         codes_in_batch: valid codes of the whole batch; None: of these rows.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device).to(config.hardware.dtype)
     image = shift_randomly(image, most=config.image_shift_px, noise=noise)
+    image = jitter_color(image, strength=config.image_color_jitter, noise=noise)
     codes = torch.from_numpy(windows.codes[rows]).to(device)
     valid = torch.from_numpy(windows.valid[rows]).to(device)
     prompt = policy.prompt(windows.instructions(rows), image)

@@ -274,6 +274,8 @@ class TrainPolicyConfig:
     loop: LoopConfig
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
+    image_color_jitter: float = 0.0
+    """largest random change of contrast of the input image, and at half of brightness and color channels; 0: none"""
     code_dropout: float = 0.0
     """aids.policy_code_dropout: share of samples that read null tokens in place of codes, as acting=parallel and none
     do"""
@@ -282,8 +284,10 @@ class TrainPolicyConfig:
     consecutive clips, joined"""
 
     def __post_init__(self) -> None:
-        if self.image_shift_px < 0:
-            raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
+        for name in ("image_shift_px", "image_color_jitter"):
+            # `not >=` instead of `<`, so that NaN is refused as well.
+            if not (value := getattr(self, name)) >= 0:
+                raise ValueError(f"train_policy.{name} must not be negative, found {value}")
         if not 0 <= self.code_dropout <= 1:
             raise ValueError(f"aids.policy_code_dropout must lie in [0, 1], found {self.code_dropout}")
         if self.latent_steps is not None and self.latent_steps < 1:

@@ -20,11 +20,12 @@ from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
+from vw2_robot.pixels import jitter_color
 from vw2_robot.random_numbers import SampleNoise
 
 from .config import TrainDLDMConfig
 from .encoder_augmentation import drift
-from .targets import correlation, frame_error, jitter_color, make_control_video, perceptual_error
+from .targets import correlation, frame_error, make_control_video, perceptual_error
 
 
 class DLDMLoss(NamedTuple):

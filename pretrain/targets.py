@@ -1,4 +1,4 @@
-"""The parts of the dLDM's losses: frame error, code correlation, control video, color-jittered target."""
+"""The parts of the dLDM's losses: frame error, code correlation, control video."""
 
 # B batch · T frames · M latent steps · N codes per step · L FSQ dimensions of a code
 from __future__ import annotations
@@ -16,7 +16,6 @@ from vw2_robot.models.dldm.dldm import pad_to_stride
 from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.precision import at_least_float32
 from vw2_robot.pixels import resize_video
-from vw2_robot.random_numbers import SampleNoise
 
 
 def frame_error(
@@ -129,21 +128,3 @@ def make_control_video(
         return rec
     luma = torch.tensor([0.299, 0.587, 0.114], device=rec.device, dtype=rec.dtype)  # ITU-R BT.601
     return torch.einsum("btchw,c->bthw", rec, luma)[:, :, None].expand_as(rec)
-
-
-def jitter_color(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise) -> Float[Tensor, "B T 3 H W"]:
-    """Return the clips with changed brightness, contrast and channel gains, still in [-1, 1].
-
-    Args:
-        x: pixels in [-1, 1].
-        strength: largest change; 0 returns `x` itself and samples nothing.
-        noise: of these B clips; all frames of a clip change alike.
-    """
-    if strength == 0:
-        return x
-    change = (noise.rand(5) * 2 - 1).to(x) * strength
-    brightness = change[:, 0, None, None, None, None]
-    contrast = 1 + change[:, 1, None, None, None, None]
-    gains = 1 + 0.5 * change[:, None, 2:, None, None]  # of red, green and blue
-    # Gains about black, which is -1; contrast about mid-gray, which is 0.
-    return (((x + 1) * gains - 1) * contrast + brightness).clamp(-1, 1)

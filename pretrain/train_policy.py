@@ -35,7 +35,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import NULL_CODE, LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.pixels import shift_randomly, to_model_range
+from vw2_robot.pixels import jitter_color, shift_randomly, to_model_range
 from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
 
@@ -179,6 +179,7 @@ def policy_loss(
     """
     options = config.train_policy
     image = shift_randomly(image.to(config.hardware.dtype), most=options.image_shift_px, noise=noise)
+    image = jitter_color(image, strength=options.image_color_jitter, noise=noise)
     input_codes = drop_codes(codes, share=options.code_dropout, noise=noise)
     with config.hardware.autocast(image.device):
         states = policy.states(policy.prompt(instructions, image), input_codes)

@@ -1,4 +1,4 @@
-"""Conversion of images between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models), and of sizes.
+"""Images between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models), their sizes, their augmentation.
 
 No other file converts between the two.
 """
@@ -55,3 +55,22 @@ def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: SampleNoise
     # By index, not by interpolation: pixel values stay what they were.
     picked = torch.gather(x, 2, rows[:, None, :, None].expand(-1, 3, -1, width))
     return torch.gather(picked, 3, columns[:, None, None, :].expand(-1, 3, height, -1))
+
+
+def jitter_color(x: Float[Tensor, "B *T 3 H W"], *, strength: float, noise: SampleNoise) -> Float[Tensor, "B *T 3 H W"]:
+    """Return images or clips with changed brightness, contrast and channel gains, still in [-1, 1].
+
+    Args:
+        x: pixels in [-1, 1].
+        strength: largest change; 0 returns `x` itself and samples nothing.
+        noise: of these B samples; all frames of a clip change alike.
+    """
+    if strength == 0:
+        return x
+    change = (noise.rand(5) * 2 - 1).to(x) * strength
+    each = (len(x), *(1,) * (x.ndim - 4))  # a number for each sample, whatever its frames
+    brightness = change[:, 0].view(*each, 1, 1, 1)
+    contrast = 1 + change[:, 1].view(*each, 1, 1, 1)
+    gains = 1 + 0.5 * change[:, 2:].view(*each, 3, 1, 1)  # of red, green and blue
+    # Gains about black, which is -1; contrast about mid-gray, which is 0.
+    return (((x + 1) * gains - 1) * contrast + brightness).clamp(-1, 1)

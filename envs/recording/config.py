@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from vw2_robot.data.sources.calvin import CalvinSplit
 
-from ..experts.start_states import PAUSE_STEPS
+from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS
 from ..experts.ways import Ways
-from .demonstrations import expand_tasks
+from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
@@ -75,6 +75,18 @@ class RecordConfig:
     """
     near_starts: float = 0.0
     """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
+    policy: str | None = None
+    """checkpoint or run folder of a fine-tuned policy, or builtin:NAME, that begins a share of the tasks; where it has
+    not solved one, the expert takes over and its part alone is labeled (docs/simulator.md); null: none
+    """
+    policy_share: float = 0.5
+    """share of tasks that `policy` begins"""
+    policy_steps: tuple[int, int] = (8, 96)
+    """fewest and most control steps of `policy` before the expert takes over"""
+    appearance: RecordedAppearance = "scene"
+    """sampled: textures, colors and light are random for each recording, blocks stay red, blue and pink; with the
+    built-in assets, without wrist camera and depth
+    """
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -101,6 +113,14 @@ class RecordConfig:
         for name in ("perturbations", "failed_attempts", "near_starts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
+        fewest, most = self.policy_steps
+        if not 0 < self.policy_share <= 1 or not 1 <= fewest <= most:
+            raise ValueError(
+                f"policy_share={self.policy_share}, policy_steps=[{fewest}, {most}], expected a share above 0, up to 1,"
+                " and the fewest and the most steps, at least 1"
+            )
+        if self.policy is None and (self.policy_share, self.policy_steps) != (0.5, (8, 96)):
+            raise ValueError("policy_share and policy_steps belong to a policy; give policy=, or leave them out")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
@@ -113,11 +133,23 @@ class RecordConfig:
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
-            or (self.ways, self.near_starts) != ("single", 0)
+            or (self.ways, self.near_starts, self.appearance, self.policy) != ("single", 0, "scene", None)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways or near_starts;"
-                " leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts,"
+                " appearance or policy; leave them out"
+            )
+        if self.appearance == "sampled":
+            self._check_sampled_appearance()
+
+    def _check_sampled_appearance(self) -> None:
+        if self.wrist_camera or self.depth:
+            raise ValueError("appearance=sampled renders the static camera alone; leave out wrist_camera and depth")
+        world = self.calvin()
+        if (world["assets"], world["renderer"]) != ("builtin", "layered"):
+            raise ValueError(
+                f"appearance=sampled needs env.assets=builtin and env.renderer=layered, found {world['assets']} and"
+                f" {world['renderer']}"
             )
 
     @property
@@ -129,7 +161,12 @@ class RecordConfig:
     def spacing(self) -> int:
         """Frame numbers reserved for each recording in the CALVIN format."""
         pause = PAUSE_STEPS[1] - 1  # longest pause, between two tasks
-        return frames_per_recording(self.play * (self.max_steps + self.tail_steps + pause) - pause)
+        before = 0
+        if self.policy is not None:  # what may come before a window; without a policy the numbers stay as they were
+            before = self.policy_steps[1]
+            before += FAILED_ATTEMPT_STEPS[1] if self.failed_attempts else 0
+            before += BETWEEN_STEPS if self.near_starts else 0
+        return frames_per_recording(self.play * (before + self.max_steps + self.tail_steps + pause) - pause)
 
     def open_output(self) -> Output:
         """Return the output that recordings are written to."""
@@ -140,7 +177,7 @@ class RecordConfig:
             Path(self.out),
             compress_level=self.compress_level,
             spacing=self.spacing,
-            environment=environment_yaml(cameras=cameras, **self.calvin()),
+            environment=environment_yaml(cameras=cameras, appearance=self.appearance, **self.calvin()),
         )
 
     def calvin(self) -> dict[str, str]:

@@ -4,19 +4,23 @@
 recordings or on the process. It works in two passes. The first simulates without images, since rendering costs many
 times what physics costs; unless the oracle confirms every task within `max_steps`, and again at the end of its window,
 the attempt is dropped and another start is sampled. The second pass executes the same actions again, bit-exact, and
-renders every step.
+renders every step; with a sampled appearance it renders the recorded states instead.
 
 With `play` above 1 a recording is play data: a task, a short pause in which the expert continues, another task that is
 feasible in the state then reached, without a reset. Each task becomes a labeled window; the steps between belong to
 none. The first task is given, the others are sampled from the pool, those not yet done first.
+
+With `takeovers` a trained policy begins some of the tasks. What it solves is done and gets no label; otherwise the
+expert continues from there, and its part alone is the labeled window. Policy and expert together are judged from the
+beginning of the task, as in an evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,7 @@ from vw2_robot.errors import InputError
 
 from ..actions import to_relative_action
 from ..calvin import CONTROL_HZ, CalvinEnv
+from ..cameras import INTRINSICS
 from ..experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from ..experts.motion import Action, Perturbations
 from ..experts.start_states import (
@@ -40,7 +45,11 @@ from ..experts.start_states import (
 from ..experts.ways import Ways, choose_way
 from ..instructions import load_instructions
 from ..oracle import TaskOracle
+from ..rerendering.appearance import sample_scene_appearance
+from ..rerendering.rendering import render_video
+from .takeovers import Takeovers
 
+RecordedAppearance = Literal["scene", "sampled"]
 MAX_ATTEMPTS = 12
 
 
@@ -82,6 +91,10 @@ class Recorder:
     """"several": each task is done in a random way, which its label states (experts/ways.py)."""
     near_starts: float = 0.0
     """Share of tasks that begin near their goal, see `near_start`."""
+    takeovers: Takeovers | None = None
+    """The policy that begins some of the tasks; each label states whether the expert took over from it."""
+    appearance: RecordedAppearance = "scene"
+    """"sampled": textures, colors and light are random, the same throughout a recording; only for static images."""
 
     def record(
         self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
@@ -108,7 +121,12 @@ class Recorder:
             attempt = _Attempt(env, oracle, Perturbations(self.perturbations, rng))
             unsolved = self._simulate(attempt, task, pool, rng)
             if unsolved is None:
-                arrays = {**self._render(env, start, attempt), **_stack(attempt.rows)}
+                states = _stack(attempt.rows)
+                if self.appearance == "scene":
+                    images = self._render(env, start, attempt)
+                else:
+                    images = _render_sampled(env.scene_name, states, seed)
+                arrays = {**images, **states}
                 return RecordedDemonstration(env.scene_name, tuple(attempt.labels), arrays, tuple(failed))
             failed.append(unsolved)
         raise InputError(
@@ -119,28 +137,31 @@ class Recorder:
 
     def _simulate(self, attempt: _Attempt, task: str, pool: Sequence[str], rng: np.random.Generator) -> str | None:
         """Execute all tasks without images; return the one that was not solved, None if all were."""
+        done: list[str] = []
         while True:
-            # 1. The expert solves the task; a few more steps show the goal state.
-            expert = Demonstrator()
-            way = choose_way(task, observe_world(attempt.env), rng) if self.ways == "several" else None
-            expert.start(task, attempt.env, rng, way=way)
+            # 1. Perhaps a policy begins the task, or solves it.
             begin = len(attempt.rows)
-            if not attempt.solve(task, expert, self.max_steps):
-                return task
-            for _ in range(self.tail_steps):
-                attempt.step(expert.act(attempt.env))
-            # 2. The window counts only if the oracle confirms the task again at its end.
-            label = attempt.label(task, begin, self.max_window, rng)
-            if label is None:
-                return task
-            attempt.labels.append(label if way is None else replace(label, way=str(way)))
-            if len(attempt.labels) == self.play:
+            instruction, expert, is_solved = None, None, False
+            if self.takeovers is not None and rng.random() < self.takeovers.share:
+                instruction = _choose_instruction(task, rng)
+                is_solved = attempt.solve(task, self.takeovers.act(attempt.env, instruction, rng), begin)
+                # Where the block of the task is in the gripper already, the expert would release it first.
+                if not is_solved and observe_world(attempt.env).held() in task.split("_"):
+                    return task
+            # 2. Otherwise the expert solves it.
+            if not is_solved:
+                expert = self._demonstrate(attempt, task, begin, instruction, rng)
+                if expert is None:
+                    return task
+            done.append(task)
+            if len(done) == self.play:
                 return None
             # 3. A pause as in play, then the next task.
-            if observe_world(attempt.env).held() is None:  # with a held block, a continuing expert would put it down
+            # With a held block, a continuing expert would put it down.
+            if expert is not None and observe_world(attempt.env).held() is None:
                 for _ in range(int(rng.integers(*PAUSE_STEPS))):
                     attempt.step(expert.act(attempt.env))
-            following = next_task(attempt.env, pool, [label.task for label in attempt.labels], rng)
+            following = next_task(attempt.env, pool, done, rng)
             if following is None:
                 return task
             task = following
@@ -160,6 +181,43 @@ class Recorder:
                     attempt.step(action)
                 if not feasible(task, observe_world(attempt.env)):
                     return task
+
+    def _demonstrate(
+        self, attempt: _Attempt, task: str, begin: int, instruction: str | None, rng: np.random.Generator
+    ) -> Demonstrator | None:
+        """Let the expert solve a task, and label what it did.
+
+        Args:
+            attempt: the recording.
+            task: name of the task.
+            begin: step at which the task began; after it a policy may have acted.
+            instruction: that of the policy; None: no policy acted, and the instruction is chosen here.
+            rng: generator of all random choices.
+
+        Returns:
+            The expert, which can continue; None if the task was not solved.
+        """
+        # 1. The expert solves the task; a few more steps show the goal state.
+        expert = Demonstrator()
+        way = choose_way(task, observe_world(attempt.env), rng) if self.ways == "several" else None
+        expert.start(task, attempt.env, rng, way=way)
+        first = len(attempt.rows)
+        actions = (expert.act(attempt.env) for _ in range(self.max_steps))
+        if not attempt.solve(task, actions, begin):
+            return None
+        for _ in range(self.tail_steps):
+            attempt.step(expert.act(attempt.env))
+        # 2. The window counts only if the oracle confirms the task again at its end: the tail may undo the task, and
+        # its effect may begin before a window that is cut. Cut at the front: the end, where it is solved, must stay.
+        start = first if self.max_window is None else max(first, len(attempt.rows) - self.max_window)
+        if not attempt.holds(task, begin if start == first else start):
+            return None
+        names = [] if way is None else [str(way)]
+        if self.takeovers is not None:
+            names.append("expert" if instruction is None else "takeover")
+        text = _choose_instruction(task, rng) if instruction is None else instruction
+        attempt.labels.append(Label(task, text, start, len(attempt.rows) - 1, ", ".join(names)))
+        return expert
 
     def _render(self, env: CalvinEnv, start: Start, attempt: _Attempt) -> dict[str, NDArray[Any]]:
         """Execute the actions of an attempt again and render every step; return the images, time axis first."""
@@ -206,40 +264,42 @@ class _Attempt:
         self.rows.append(row)
         self._infos.append(env.task_info())
 
-    def solve(self, task: str, expert: Demonstrator, max_steps: int) -> bool:
-        """Let the expert act until the oracle confirms the task; return False after `max_steps` steps without it."""
-        begin = len(self.rows)
-        for _ in range(max_steps):
-            self.step(expert.act(self.env))
-            if self._holds(task, begin, len(self.rows)):
+    def solve(self, task: str, actions: Iterable[Action], begin: int) -> bool:
+        """Execute actions until the oracle confirms the task since step `begin`; return False if it never does."""
+        for action in actions:
+            self.step(action)
+            if self.holds(task, begin):
                 return True
         return False
 
-    def label(self, task: str, begin: int, max_window: int | None, rng: np.random.Generator) -> Label | None:
-        """Return the label of a task that began at step `begin` and ends now; None if the oracle does not confirm it.
+    def holds(self, task: str, begin: int) -> bool:
+        """Return whether the oracle finds the task between step `begin` and now."""
+        return bool(self.oracle.get_task_info_for_set(self._infos[begin], self._infos[-1], (task,)))
 
-        That happens if the tail undid the task, or if its effect began before a window that was cut to `max_window`.
 
-        Args:
-            task: name of the task.
-            begin: its first step.
-            max_window: longest window in steps; None: the whole task.
-            rng: generator of the choice among the task's training instructions.
-        """
-        # Cut at the front: the end, where the task is solved, must stay.
-        start = begin if max_window is None else max(begin, len(self.rows) - max_window)
-        if not self._holds(task, start, len(self.rows)):
-            return None
-        instructions = load_instructions("train")[task]
-        return Label(task, instructions[int(rng.integers(len(instructions)))], start, len(self.rows) - 1)
-
-    def _holds(self, task: str, begin: int, end: int) -> bool:
-        """Return whether the oracle finds the task between two steps."""
-        return bool(self.oracle.get_task_info_for_set(self._infos[begin], self._infos[end], (task,)))
+def _choose_instruction(task: str, rng: np.random.Generator) -> str:
+    """Return a random training instruction of a task."""
+    instructions = load_instructions("train")[task]
+    return instructions[int(rng.integers(len(instructions)))]
 
 
 def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _render_sampled(scene: str, states: dict[str, NDArray[Any]], seed: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """Return the images of recorded states in an appearance that depends on the seed and the scene alone.
+
+    Args:
+        scene: in which they were recorded.
+        states: `robot_obs` and `scene_obs`, time axis first.
+        seed: of the recording.
+    """
+    # The numbers below are the attempts' generators.
+    appearance = sample_scene_appearance(np.random.default_rng([*seed, MAX_ATTEMPTS]), scene)
+    robot_obs, scene_obs = states["robot_obs"], states["scene_obs"]
+    size = INTRINSICS["static"].pixels
+    return {"rgb_static": render_video(scene, appearance, robot_obs, scene_obs, image_size=size, oversampling=1)}
 
 
 def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.random.Generator) -> str | None:

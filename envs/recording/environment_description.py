@@ -36,7 +36,9 @@ from ..scene import BUTTON_JOINT, DOOR_JOINTS, GLOBAL_SCALE, LIGHTS, SCENES, SWI
 FLANGE_LINK = 7
 
 
-def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, assets: str) -> str:
+def environment_yaml(
+    *, scene: str, cameras: tuple[str, ...], renderer: str, assets: str, appearance: str = "scene"
+) -> str:
     """Return the text of `merged_config.yaml`.
 
     Args:
@@ -44,6 +46,7 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
         cameras: names of the recorded cameras.
         renderer: name of the renderer.
         assets: "builtin" or the assets directory.
+        appearance: "scene", or "sampled" where the images show other textures, colors and light.
     """
     # ${...} are references between sections, which the reader resolves.
     tree = {
@@ -75,6 +78,8 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
             "assets": assets,
             "renderer": renderer,
             "renderer_version": RENDERER_VERSIONS[renderer],
+            # Left out where it is the scene's, so that these recordings are described as those of earlier releases.
+            **({} if appearance == "scene" else {"appearance": appearance}),
         },
     }
     return OmegaConf.to_yaml(OmegaConf.create(tree))

@@ -10,6 +10,9 @@ task; they are not recorded.
 `play=5` records play data instead: five tasks in a row without a reset, each of them labeled. The first tasks of the
 recordings take turns; the others are what is feasible then.
 
+`policy=DIR` lets a trained policy begin half of the tasks; where it has not solved one after 8 to 96 steps, the expert
+takes over.
+
 `env.scene=ABC` records a third of each split in each of three scenes, as in the benchmark's ABC→D.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
@@ -38,10 +41,11 @@ from vw2_robot.worker_pool import WorkerPool
 from .config import SPLITS, RecordConfig, RecordingJob
 from .formats import parts_folder
 from .progress import show_progress
-from .sources import open_source
+from .sources import CalvinDemonstrations, open_source
 
-FREE = ("workers", "out")  # keys that do not change what is recorded
-LATER = {"ways": "single", "near_starts": 0.0}  # with these values a recording of an earlier release is continued
+FREE = ("workers", "out", "policy")  # keys that do not change what is recorded; of a policy its weights count
+LATER = {"ways": "single", "near_starts": 0.0, "appearance": "scene", "policy_share": 0.5, "policy_steps": [8, 96]}
+"""With these values a recording of an earlier release is continued."""
 
 
 def record(config: RecordConfig) -> None:
@@ -55,7 +59,8 @@ def record(config: RecordConfig) -> None:
         raise InputError(f"out={config.out} is the root of all folders; give a folder below it")
     # Find a misspelled task, a missing package or a broken environment before the first file is written.
     config.task_names()
-    open_source(config).close()
+    with closing(open_source(config)) as source:
+        policy_hash = source.policy_hash if isinstance(source, CalvinDemonstrations) else None
     if config.format == "rlds":
         require("tensorflow_datasets", extra="openx")
     if config.format == "video":
@@ -63,7 +68,8 @@ def record(config: RecordConfig) -> None:
     # One recording at a time: two programs with the same output would overwrite each other.
     with lock_folder(out, what="a recording", beside=True):
         tree = config_tree(config)
-        bind_output(out, {key: tree[key] for key in tree if key not in FREE and tree[key] != LATER.get(key, ...)})
+        wanted = {key: tree[key] for key in tree if key not in FREE and tree[key] != LATER.get(key, ...)}
+        bind_output(out, wanted if policy_hash is None else {**wanted, "policy_hash": policy_hash})
         _record(config)
 
 

@@ -20,6 +20,7 @@ from ..rerendering.rendering import render_video
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
+from .takeovers import Takeovers, open_policy
 
 VALIDATION_START = 1_000_000
 """Index of the first validation episode of other robots, far beyond any training episode."""
@@ -32,7 +33,7 @@ class CalvinDemonstrations:
         config: of the recording.
 
     Raises:
-        InputError: unknown scenes or tasks.
+        InputError: unknown scenes or tasks, or a policy that cannot be loaded.
     """
 
     def __init__(self, config: RecordConfig) -> None:
@@ -43,6 +44,9 @@ class CalvinDemonstrations:
         scenes = world.pop("scene")
         if not scenes or len(set(scenes)) < len(scenes) or set(scenes) - set(SCENES):
             raise InputError(f"unknown scene {scenes!r}; choose one of {', '.join(SCENES)}, or several, as ABC")
+        # Before the environments, which an error would leave open.
+        policy = None if config.policy is None else open_policy(config.policy)
+        self.policy_hash = None if policy is None else str(policy.policy.metadata["policy_hash"])
         # One environment per scene, all in this process; resets are exact, so their order does not matter.
         self._envs = {scene: CalvinEnv(scene=scene, cameras=(), reset_mode="exact", **world) for scene in scenes}
         self._recorder = Recorder(
@@ -56,6 +60,8 @@ class CalvinDemonstrations:
             failed_attempts=config.failed_attempts,
             ways=config.ways,
             near_starts=config.near_starts,
+            takeovers=None if policy is None else Takeovers(policy, config.policy_share, config.policy_steps),
+            appearance=config.appearance,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:

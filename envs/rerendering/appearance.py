@@ -2,10 +2,13 @@
 
 The camera stays in front of the table or at its right end, as far away as its field of view needs to show the table.
 Blocks keep their places but get other colors, shapes and sizes; their colors stand out from the table's.
+
+A labeled recording keeps more: CALVIN's camera, robot and blocks, whose colors stay what instructions call them.
 """
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..scene import Vector
+from ..cameras import INTRINSICS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
+from ..scene import SCENES, Vector
 from .textures import Color, Texture, sample_color, sample_texture
 
 Shape = Literal["box", "cylinder"]
@@ -29,6 +33,12 @@ VISIBLE_M = (0.36, 0.52)
 CONTRAST = 0.35
 """smallest distance, in RGB, between the colors of a block and of the table"""
 BLOCKS = 3
+NAMED_COLORS = {
+    "red": ((-0.02, 0.8, 0.8), (0.015, 1.0, 1.0)),
+    "blue": ((0.59, 0.75, 0.75), (0.68, 1.0, 1.0)),
+    "pink": ((0.82, 0.5, 0.8), (0.9, 1.0, 1.0)),
+}
+"""what may be called so: lowest and highest hue, saturation and value; CALVIN's pink is magenta"""
 
 
 @dataclass(frozen=True)
@@ -117,13 +127,58 @@ def sample_appearance(rng: np.random.Generator, *, embodiments: Sequence[str]) -
         blocks=tuple(_sample_block(rng, table_color.tolist()) for _ in range(BLOCKS)),
         distractors=tuple(_sample_distractor(rng) for _ in range(int(rng.integers(0, 6)))),
         camera=_sample_camera(rng),
-        light=Lighting(
-            direction=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 0.3)), float(rng.uniform(0.5, 1.5))),
-            color=_sample_vector(rng, (0.85,) * 3, (1.0,) * 3),
-            ambient=float(rng.uniform(0.45, 0.7)),
-            diffuse=float(rng.uniform(0.25, 0.55)),
-            specular=float(rng.uniform(0.0, 0.1)),
+        light=_sample_light(rng),
+    )
+
+
+def sample_scene_appearance(rng: np.random.Generator, scene: str) -> Appearance:
+    """Return a random appearance of a scene that CALVIN's instructions describe and its static camera sees.
+
+    Args:
+        rng: generator of all random choices.
+        scene: "A", "B", "C" or "D".
+    """
+    colors = [_sample_named_color(rng, name) for name, _ in SCENES[scene].blocks]
+    shade, dark_shade = rng.uniform((0.75, 0.2), (1.0, 0.5)).tolist()
+    return Appearance(
+        embodiment=PANDA,
+        arm_seed=0,
+        robot_colors=((shade,) * 3, (dark_shade,) * 3, (shade,) * 3),
+        floor=sample_texture(rng),
+        wall=sample_texture(rng),
+        table=_sample_background(rng, colors),
+        furniture=_sample_background(rng, colors),
+        fittings=sample_color(rng, saturation=float(rng.uniform(0, 0.5))),  # grayer than any block
+        blocks=tuple(BlockAppearance("box", color, 1.0) for color in colors),
+        distractors=(),
+        camera=CameraPlace(
+            STATIC_CAMERA_POSITION, STATIC_CAMERA_UP, STATIC_CAMERA_TARGET, INTRINSICS["static"].fov_deg
         ),
+        light=_sample_light(rng),
+    )
+
+
+def _sample_named_color(rng: np.random.Generator, name: str) -> Color:
+    """Return a color that people call so."""
+    hue, saturation, value = rng.uniform(*NAMED_COLORS[name]).tolist()
+    return colorsys.hsv_to_rgb(hue % 1, saturation, value)
+
+
+def _sample_background(rng: np.random.Generator, colors: Sequence[Color]) -> Texture:
+    """Return a texture of which neither color is near one of these."""
+    while True:
+        texture = sample_texture(rng)
+        if min(math.dist(color, part) for color in colors for part in (texture.dark, texture.light)) >= CONTRAST:
+            return texture
+
+
+def _sample_light(rng: np.random.Generator) -> Lighting:
+    return Lighting(
+        direction=(float(rng.uniform(-1, 1)), float(rng.uniform(-1, 0.3)), float(rng.uniform(0.5, 1.5))),
+        color=_sample_vector(rng, (0.85,) * 3, (1.0,) * 3),
+        ambient=float(rng.uniform(0.45, 0.7)),
+        diffuse=float(rng.uniform(0.25, 0.55)),
+        specular=float(rng.uniform(0.0, 0.1)),
     )
 
 

@@ -2,8 +2,8 @@
 
 Everything that rests throughout a video (floor, wall, table, distractors, and the doors and blocks that nobody touches)
 is rendered once per video; each frame is the arm and what moves over that image, wherever they are nearer, as in
-`backdrop.py`. Images are rendered at twice their size and reduced by area, because the software renderer smooths no
-edges.
+`backdrop.py`. Videos for the prior are rendered at twice their size and reduced by area, because the software renderer
+smooths no edges; labeled recordings are not, as CALVIN's images are not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from .textures import Color, Texture, texture_image
 
 Floats = NDArray[np.float64]
 OVERSAMPLING = 2
-"""pixels rendered along each side of one of the video"""
 NEAR_M = 0.3
 FAR_M = 12.0
 RESTING = 1e-4
@@ -46,7 +45,13 @@ WOOD = {"base_link": (0, 2), "plank_link": (0,)}
 
 
 def render_video(
-    scene: str, appearance: Appearance, robot_obs: Floats, scene_obs: Floats, *, image_size: int
+    scene: str,
+    appearance: Appearance,
+    robot_obs: Floats,
+    scene_obs: Floats,
+    *,
+    image_size: int,
+    oversampling: int = OVERSAMPLING,
 ) -> NDArray[np.uint8]:
     """Return the video of recorded states, uint8 [L, H, W, 3], a function of the arguments.
 
@@ -56,8 +61,9 @@ def render_video(
         robot_obs: states of the robot [L, 15].
         scene_obs: states of the scene [L, 24].
         image_size: height and width of the frames.
+        oversampling: pixels rendered along each side of one of the video.
     """
-    size = image_size * OVERSAMPLING
+    size = image_size * oversampling
     video = np.empty((len(robot_obs), image_size, image_size, 3), np.uint8)
     # A simulation for each video: one that is emptied for the next keeps a megabyte of textures each time.
     physics = Physics()
@@ -67,7 +73,7 @@ def render_video(
         for index, frame in enumerate(video):
             rendered.set_frame(index)
             image = resting.under(rendered.render_layer(size)).rgb
-            frame[:] = np.asarray(Image.fromarray(image).reduce(OVERSAMPLING))
+            frame[:] = np.asarray(Image.fromarray(image).reduce(oversampling))
     finally:
         physics.close()
     return video

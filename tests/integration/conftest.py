@@ -96,6 +96,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
             "++train_dldm.phase2=" + loop % (4, 3),
             "train_dldm.validation_clips=4",
             "++train_policy.loop=" + loop % (5, 2),
+            "train_policy.image_color_jitter=0.2",
             "++extract_latents={cache_stride: 1, batch_size: 8}",
         ]
 

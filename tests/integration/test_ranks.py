@@ -96,6 +96,7 @@ def jobs_of(miniature, calvin_folder):
                 "++head.hidden=8",
                 "validation_windows=4",
                 "n_action_steps=1",
+                "image_color_jitter=0.2",
                 "unlabeled.weight=0.5",
                 "unlabeled.batch_size=8",
                 f"code_source={codes}",

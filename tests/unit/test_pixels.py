@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vw2_robot.pixels import shift_randomly, to_model_range, to_pixels
+from vw2_robot.pixels import jitter_color, shift_randomly, to_model_range, to_pixels
 from vw2_robot.random_numbers import SampleNoise
 
 
@@ -51,3 +51,13 @@ def test_shifts_are_a_function_of_the_seed(most):
     first, second, other = (shift_randomly(x, most=most, noise=noise_of(4, seed)) for seed in (0, 0, 1))
     assert torch.equal(first, second)
     assert torch.equal(first, other) == (most == 0)
+
+
+def test_images_get_other_colors_each_its_own_and_those_of_a_clip_of_one_frame():
+    x = torch.rand(4, 3, 8, 8) - 0.5
+    y = jitter_color(x, strength=0.3, noise=noise_of(4))
+    assert torch.equal(y, jitter_color(x[:, None], strength=0.3, noise=noise_of(4))[:, 0])
+    # A sample's colors do not depend on the other samples of its part of a batch.
+    assert torch.equal(y[:1], jitter_color(x[:1], strength=0.3, noise=noise_of(1)))
+    assert ((y - x).flatten(1).std(1) > 0).all()
+    assert (y - x).mean((1, 2, 3)).std() > 0.01

@@ -201,6 +201,7 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configu
         acting=acting,
         code_source=source,
         image_shift_px=1,
+        image_color_jitter=0.3,
         lambda_ce=2.0,
         aids=FinetuneAids(pose_weight=0.5),
     )
@@ -221,7 +222,7 @@ def test_unlabeled_losses_of_the_parts_of_a_batch_add_up_to_its_loss(pretrained,
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
-    config = configure("unused", image_shift_px=1)
+    config = configure("unused", image_shift_px=1, image_color_jitter=0.3)
 
     def loss(first, end, codes=None):
         noise = SampleNoise(0, 0, stream=0, samples=range(first, end))

@@ -15,9 +15,10 @@ from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
+from vw2_robot.pixels import jitter_color
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss, reader_loss
-from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
+from vw2_robot.pretrain.targets import frame_error, make_control_video
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import LoopConfig, OptimConfig
 

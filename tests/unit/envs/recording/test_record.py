@@ -232,6 +232,29 @@ def test_interrupted_and_resumed_recording_gives_the_same_bytes(recorded, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_sampled_appearance_changes_the_images_alone_and_follows_from_seed_and_number(recorded, tmp_path):
+    record(config(tmp_path / "sampled", appearance="sampled", episodes=2))
+    dataset, plain = CalvinDataset(tmp_path / "sampled"), CalvinDataset(recorded)
+    first_images = []
+    for window, as_usual in zip(dataset.trajectories, plain.trajectories[:2], strict=True):
+        assert (window.task, window.instruction, window.length) == (
+            as_usual.task,
+            as_usual.instruction,
+            as_usual.length,
+        )
+        for name in ("robot_obs", "scene_obs", "actions", "rel_actions", "commanded_actions"):
+            np.testing.assert_array_equal(dataset.read(window, name), plain.read(as_usual, name))
+        first_images += [dataset.read_images(window, [0])[0], plain.read_images(as_usual, [0])[0]]
+    differences = [np.abs(a.astype(int) - b).mean() for a, b in itertools.combinations(first_images, 2)]
+    assert first_images[0].shape == (200, 200, 3)
+    assert differences[4] < min(differences[:4] + differences[5:])  # the scene's images are alike, all others differ
+    # The last recording, in a process that made none before it.
+    env = CalvinEnv(cameras=())
+    alone = Recorder(appearance="sampled").record(env, window.task, seed=(0, 0, 1))
+    env.close()
+    np.testing.assert_array_equal(alone.arrays["rgb_static"], dataset.read_images(window))
+
+
 def test_two_processes_record_the_same_bytes_as_one(recorded, tmp_path):
     out = tmp_path / "calvin"
     record(config(out, validation_episodes=1, workers=2))
@@ -361,6 +384,8 @@ def test_configuration_is_checked_before_work():
     for wrong in (
         {"episodes": 0}, {"format": "csv"}, {"compress_level": 10}, {"epsiodes": 3}, {"play": 0},
         {"max_window": 0}, {"depth": True, "format": "rlds"}, {"play": 1000, "episodes": 1000},
+        {"appearance": "sampled", "wrist_camera": True}, {"appearance": "sampled", "depth": True},
+        {"appearance": "sampled", "env": {**ENV, "renderer": "egl"}},
     ):  # fmt: skip
         with pytest.raises(InputError):
             config_from(RecordConfig, {**tree, **wrong})

@@ -1,5 +1,6 @@
 """Recordings rendered again: appearances differ and show the table; a video is that of one pass, and repeats."""
 
+import colorsys
 import itertools
 import json
 
@@ -10,15 +11,18 @@ from PIL import Image
 pytest.importorskip("pybullet")
 
 from vw2_robot.data.sources.calvin import CalvinDataset
+from vw2_robot.envs.calvin import CalvinEnv
+from vw2_robot.envs.cameras import INTRINSICS
 from vw2_robot.envs.other_robots.world import TOOL
 from vw2_robot.envs.physics import Physics
 from vw2_robot.envs.recording.config import CALVIN_TARGET, RERENDERED_TARGET, RecordConfig
 from vw2_robot.envs.recording.formats import PartsOutput
 from vw2_robot.envs.recording.record import record
-from vw2_robot.envs.rerendering.appearance import BLOCKS, CONTRAST, PANDA, sample_appearance
+from vw2_robot.envs.rerendering.appearance import BLOCKS, CONTRAST, PANDA, sample_appearance, sample_scene_appearance
 from vw2_robot.envs.rerendering.embodiments import TOLERANCE_M, load_other_arm
-from vw2_robot.envs.rerendering.rendering import OVERSAMPLING, RerenderedScene, render_video
+from vw2_robot.envs.rerendering.rendering import FAR_M, NEAR_M, OVERSAMPLING, RerenderedScene, render_video
 from vw2_robot.envs.rerendering.textures import PATTERNS, Texture, texture_image
+from vw2_robot.envs.scene import SCENES
 from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
@@ -68,6 +72,41 @@ def test_appearances_differ_and_show_table_and_blocks():
         # Of the table top's corners, three are in the image or within a sixth of its width.
         seen = np.abs(project(sample.camera, TABLE_CORNERS)).max(axis=1) < 4 / 3
         assert seen.sum() >= 3
+
+
+HUES_DEG = {"red": (350, 370), "blue": (210, 250), "pink": (290, 330)}
+
+
+@pytest.mark.parametrize("scene", ["A", "D"])
+def test_blocks_of_labeled_recordings_keep_their_names_and_stand_out(scene):
+    samples = [sample_scene_appearance(np.random.default_rng(seed), scene) for seed in range(40)]
+    assert samples[3] == sample_scene_appearance(np.random.default_rng(3), scene)
+    assert len({sample.table for sample in samples}) == len(samples)
+    for sample in samples:
+        for block, (name, _) in zip(sample.blocks, SCENES[scene].blocks, strict=True):
+            low, high = HUES_DEG[name]
+            hue, saturation, value = colorsys.rgb_to_hsv(*block.color)
+            assert (hue * 360 - low) % 360 <= high - low
+            assert min(saturation, value) >= 0.5
+            for texture in (sample.table, sample.furniture):
+                assert np.linalg.norm(np.subtract([texture.dark, texture.light], block.color), axis=1).min() >= CONTRAST
+
+
+def test_a_labeled_recording_shows_what_calvins_camera_sees(states):
+    robot_obs, scene_obs = states
+    env = CalvinEnv(cameras=())
+    env.reset_physics(robot_obs=robot_obs[0], scene_obs=scene_obs[0])
+    _, depth = env.render_depth("static")
+    env.close()
+    physics = Physics()
+    appearance = sample_scene_appearance(np.random.default_rng(0), "D")
+    z = RerenderedScene(physics, "D", appearance, robot_obs, scene_obs).render_layer(INTRINSICS["static"].pixels).z
+    physics.close()
+    difference = np.abs(FAR_M * NEAR_M / (FAR_M - (FAR_M - NEAR_M) * z) - depth)
+    # Floor, table, doors, blocks and arm; the wall hides what is farther away.
+    near = depth < 5.0
+    assert near.mean() > 0.9
+    assert (difference[near] < 0.005).mean() > 0.999
 
 
 def project(camera, points):
