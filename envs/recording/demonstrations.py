@@ -46,7 +46,8 @@ from ..instructions import load_instructions
 from ..oracle import TaskOracle
 from .takeovers import Takeovers
 
-MAX_ATTEMPTS = 12
+MAX_ATTEMPTS = 20
+"""With `play=4` four attempts of ten fail; one recording without a good attempt would end the program."""
 
 
 @dataclass(frozen=True)
