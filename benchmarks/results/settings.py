@@ -71,7 +71,7 @@ def default_of(program: str, key: str) -> Any:
         value = getattr(value, part) if is_dataclass(value) else made
         # `field.type` would be a string, as annotations are not evaluated in those files.
         kind = get_type_hints(kind)[part]
-    return value
+    return list(value) if isinstance(value, tuple) else value  # as in yaml
 
 
 def recipe(program: str, settings: dict[str, Any]) -> dict[str, Any]:

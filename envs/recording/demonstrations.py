@@ -50,7 +50,8 @@ from ..rerendering.rendering import render_video
 from .takeovers import Takeovers
 
 RecordedAppearance = Literal["scene", "sampled"]
-MAX_ATTEMPTS = 12
+MAX_ATTEMPTS = 20
+"""With `play=4` four attempts of ten fail; one recording without a good attempt would end the program."""
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def finetuning(policy, data, folder, *more):
         "data.validation_fraction=0.25",
         "label_fraction=0.5",
         "head.hidden=8",
+        "image_color_jitter=0.2",
         f"++loop={loop}",
         "++hardware={device: cpu, threads: 1}",
         *more,

@@ -19,7 +19,8 @@ Differences from the published data sets:
   published windows have at most 64. A closed-loop rollout starts at the beginning, too. `vw2-record max_window=64`
   cuts.
 - `emb` and `embeddings.npy` have the published form, but hold hashed embeddings (`calvin_instructions.py`).
-- `auto_lang_ann.npy` holds `language/way` beside `language/task` where the recorder chose among several ways.
+- `auto_lang_ann.npy` holds `language/way` beside `language/task` where the recorder chose among several ways, or where
+  a policy began some of the tasks.
 - There is no tactile camera; `.record/` and `manifest.json` are additional.
 """
 
@@ -67,7 +68,9 @@ class Label:
     start: int
     end: int
     way: str = ""
-    """how the task was done, where the recorder chose among several ways"""
+    """how the task was done, where the recorder chose among several ways, and "expert" or "takeover" at its end where a
+    policy began some of the tasks
+    """
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,8 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_adds_no_setting():
     used = {item.split("=")[1] for job in jobs for item in job.arguments if item.startswith("+experiment=")}
     folder = REPO / "configs" / "experiment"
     there = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
-    # `pretrain/shared` decodes images. Of those with several ways or looks and of the prior no row is archived.
-    several = {"record/D_several", "record/ABC_several", "record/ABC_looks"}
+    # `pretrain/shared` decodes images. Of several ways or looks, of takeovers and of the prior no row is archived.
+    several = {"record/D_several", "record/ABC_several", "record/ABC_looks", "record/D_takeover"}
     later = {*several, "record/prior", "record/prior_states", "pretrain/prior"}
     assert used == there - {"finetune/shared", *later}
     places = (
