@@ -41,7 +41,7 @@ from .diagnostics.code_usage import code_usage
 from .diagnostics.encoder_movement import encoder_movement
 from .diagnostics.explained_change import EXPLAINED, EXPLAINED_NULL
 from .diagnostics.reconstructions import write_reconstructions
-from .diagnostics.validation import explain_shortfall, validate
+from .diagnostics.validation import Reads, explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss, reader_loss
 from .dldm_modules import Modules, build_dldm, build_modules, prepare_for_hardware, restore, save_dldm
 from .encoder_augmentation import drift
@@ -51,9 +51,9 @@ from .stages import alone
 STREAM_LOSS = 21
 PHASE_1 = "phase_1"
 """folder of the dLDM as phase 1 left it"""
-
-
 PhaseName = Literal["phase 1", "reader", "phase 2"]
+READS: dict[PhaseName, Reads] = {"phase 1": "nothing", "reader": "codes", "phase 2": "codes and control"}
+"""what the video model learns to read in each phase"""
 
 
 class Phase(NamedTuple):
@@ -188,7 +188,7 @@ def train_phase(
         ended = ""
         # Also after the last step of a phase, so that each ends with a validation.
         if run.due(step, loop.log_every) or step + 1 == phase.stop:
-            validation = validate_on(clips.held_out, config, modules, reads_codes=phase.name != "phase 1")
+            validation = validate_on(clips.held_out, config, modules, phase=phase.name)
             counted = modules.code_usage.metrics()
             number = {"dldm/phase": {"phase 1": 1.0, "reader": 1.5, "phase 2": 2.0}[phase.name]}
             run.log(step, {**number, **metrics, "dldm/grad_norm": norm, **validation, **counted})
@@ -309,7 +309,7 @@ def dldm_loss(
 
 
 def validate_on(
-    sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, reads_codes: bool
+    sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: PhaseName
 ) -> dict[str, float]:
     """Return what `validate` finds on the first clips of that sampler, the same ones every time.
 
@@ -317,7 +317,7 @@ def validate_on(
         sampler: where the clips are read, held-out or training ones.
         config: the number of clips, the seed, and whether the control video is gray.
         modules: the averages are validated if there are any, else the trained modules.
-        reads_codes: whether a VDM has been trained with codes, so that it is validated too.
+        phase: what a VDM has been trained to read by then, it is validated for.
 
     Returns:
         {name in the log: value}, with `dldm/ratio_to_copy`, `dldm/codes_used` and `dldm/perplexity`.
@@ -330,9 +330,7 @@ def validate_on(
 
     def found() -> dict[str, float]:
         with config.hardware.autocast(device_of(dldm)):
-            return validate(
-                dldm, vdm, modules.codec, clips, reads_codes=reads_codes, seed=config.seed, grayscale=grayscale
-            )
+            return validate(dldm, vdm, modules.codec, clips, reads=READS[phase], seed=config.seed, grayscale=grayscale)
 
     assert modules.parallel is not None
     return modules.parallel.run(found)
@@ -352,10 +350,10 @@ def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Cli
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
     """
     phases = config.train_dldm
-    ratio = validate_on(clips.held_out, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
+    ratio = validate_on(clips.held_out, config, modules, phase="phase 1")["dldm/ratio_to_copy"]
     if ratio <= phases.advance_ratio:
         return
-    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
+    training_ratio = validate_on(clips.training_plain, config, modules, phase="phase 1")["dldm/ratio_to_copy"]
     shortfall = explain_shortfall(ratio, training_ratio, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
@@ -420,8 +418,8 @@ def summarize(
     assert modules.parallel is not None
     usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
     if held_out is None:
-        held_out = validate_on(clips.held_out, config, modules, reads_codes=True)
-    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
+        held_out = validate_on(clips.held_out, config, modules, phase="phase 2")
+    training_ratio = validate_on(clips.training_plain, config, modules, phase="phase 1")["dldm/ratio_to_copy"]
     movement = movement_of_phases(config, run, dldm)
     read = ""
     if vdm is not None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.distributed.ranks import global_sum
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import resize_video
@@ -69,6 +69,7 @@ def explained_change(
     names = [(given, t) for given in CODES for t in TIMES]
     errors = torch.zeros(len(names) + 2, dtype=torch.float64)
     for rows, x, valid in clips():
+        x = pad_to_stride(x, codec.config.stride)
         latents = codec.encode(x)
         first = latents[:, :, 0]
         target = codec.decode(latents)

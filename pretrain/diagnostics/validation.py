@@ -6,6 +6,8 @@ A good reconstruction alone is no evidence: it can come with empty codes, and ph
 # B batch · T frames · M latent steps · N codes per step · h, w feature grid
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,7 @@ from .code_usage import used_and_perplexity
 from .explained_change import Chunks, explained_change
 
 STREAM_VALIDATION = 30
-SHUFFLE_SAMPLES = 4
-"""samples of noise over which a shuffle ratio is averaged"""
+Reads = Literal["nothing", "codes", "codes and control"]
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def validate(
     codec: VideoCodec | None,
     clips: Chunks,
     *,
-    reads_codes: bool,
+    reads: Reads,
     seed: int,
     grayscale: bool,
 ) -> dict[str, float]:
@@ -46,7 +47,7 @@ def validate(
         vdm: the video model; None where there is none.
         codec: of the VDM.
         clips: gives the clips, from the first on each time that it is called.
-        reads_codes: whether the VDM has been trained with codes, so that it is validated too.
+        reads: what the VDM has been trained to read, for which it is validated too.
         seed: of the noise; the same seed gives the same noise for every call and every set of codes.
         grayscale: whether the control video is gray.
     """
@@ -74,11 +75,20 @@ def validate(
         "dldm/codes_used": used,
         "dldm/perplexity": perplexity,
     }
-    if reads_codes and vdm is not None and codec is not None:
+    if reads != "nothing" and vdm is not None and codec is not None:
         all_codes = {row: codes for part in gather(codes_of) for row, codes in part.items()}
         explained = explained_change(vdm, codec, clips, all_codes, seed=seed, dldm=dldm)
         found |= {f"dldm/{name}": value for name, value in explained.items()}
-        found |= shuffle_ratios(dldm, vdm, codec, clips, all_codes, seed=seed, grayscale=grayscale)
+        found |= shuffle_ratios(
+            dldm,
+            vdm,
+            codec,
+            clips,
+            all_codes,
+            seed=seed,
+            grayscale=grayscale,
+            with_control=reads == "codes and control",
+        )
     dldm.train(was_training)
     return found
 
@@ -93,6 +103,7 @@ def shuffle_ratios(
     *,
     seed: int,
     grayscale: bool,
+    with_control: bool,
 ) -> dict[str, float]:
     """Return L_den with the codes of the neighbor in the batch over L_den with the right ones, under equal noise.
 
@@ -106,39 +117,32 @@ def shuffle_ratios(
         codes: of all clips by position, quantized [M, N, L].
         seed: of the noise, which is the same for all losses.
         grayscale: whether the control video is gray.
+        with_control: also with the control video, for a VDM that has been trained with one.
 
     Returns:
-        `dldm/shuffle_ratio` and `dldm/shuffle_ratio_no_control`.
+        `dldm/shuffle_ratio_no_control`, and `dldm/shuffle_ratio` with the control video.
     """
-    losses = torch.zeros(2, 2, dtype=torch.float64)  # with and without control video; right and wrong codes
+    losses = torch.zeros(2, 2, dtype=torch.float64)  # without and with control video; right and wrong codes
     for rows, x, valid in clips():
         latents = codec.encode(pad_to_stride(x, dldm.config.temporal_stride))
-        small = dldm.resized(x)
-        encoded = dldm.encode(small)
-        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
+        right = torch.stack([codes[int(row)] for row in rows]).to(latents)
         # Codes of another clip, not random ones: they have the right distribution and the wrong motion.
-        others = torch.stack([codes[(int(row) - 1) % len(codes)] for row in rows]).to(encoded.codes_BMNL)
-        control_video = codec.encode(make_control_video(rec, size=x.shape[-2:], grayscale=grayscale))
-        for i, control in enumerate((control_video, vdm.still_video(latents[:, :, 0], latents.shape[2]))):
-            for k, given in enumerate((encoded.codes_BMNL, others)):
-                for sample in range(SHUFFLE_SAMPLES):
-                    # The noise depends on clip and number of the sample alone, so all sums see the same.
-                    noise = SampleNoise(
-                        seed, sample, stream=STREAM_VALIDATION, samples=rows.tolist(), device=latents.device
-                    )
-                    losses[i, k] += vdm.denoising_loss(
-                        latents,
-                        given,
-                        control_video=control,
-                        valid=valid,
-                        noise=noise,
-                        valid_steps=latents.new_ones(()),
-                    ).cpu()
-    with_control, without_control = global_sum(losses)
-    return {
-        "dldm/shuffle_ratio": float(with_control[1] / with_control[0]),
-        "dldm/shuffle_ratio_no_control": float(without_control[1] / without_control[0]),
-    }
+        others = torch.stack([codes[(int(row) - 1) % len(codes)] for row in rows]).to(latents)
+        controls = [vdm.still_video(latents[:, :, 0], latents.shape[2])]
+        if with_control:
+            small = dldm.resized(x)
+            encoded = dldm.encode(small)
+            rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
+            controls.append(codec.encode(make_control_video(rec, size=x.shape[-2:], grayscale=grayscale)))
+        for i, control in enumerate(controls):
+            for k, given in enumerate((right, others)):
+                # The noise depends on the clip alone, so all sums see the same.
+                noise = SampleNoise(seed, 0, stream=STREAM_VALIDATION, samples=rows.tolist(), device=latents.device)
+                losses[i, k] += vdm.denoising_loss(
+                    latents, given, control_video=control, valid=valid, noise=noise, valid_steps=latents.new_ones(())
+                ).cpu()
+    ratios = [float(wrong / right) for right, wrong in global_sum(losses)[: 1 + with_control]]
+    return dict(zip(("dldm/shuffle_ratio_no_control", "dldm/shuffle_ratio"), ratios, strict=False))
 
 
 def explain_shortfall(held_out: float, training: float, *, limit: float) -> str:

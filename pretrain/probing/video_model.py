@@ -71,9 +71,9 @@ def judge_video_model(
     codes = {int(row): one for rows, x, _ in chunks() for row, one in zip(rows, dldm.encode(x).codes_BMNL, strict=True)}
     explained = explained_change(vdm, codec, chunks, codes, seed=seed, dldm=dldm)
     # Without the control video alone: with it the codes are needed less.
-    ratio = shuffle_ratios(dldm, vdm, codec, chunks, codes, seed=seed, grayscale=True)[f"dldm/{SHUFFLE_RATIO}"]
+    ratios = shuffle_ratios(dldm, vdm, codec, chunks, codes, seed=seed, grayscale=True, with_control=False)
     found: dict[str, float | None] = {name: finite(value) for name, value in explained.items()}
-    return {"clips": len(chosen), SHUFFLE_RATIO: finite(ratio), **found}
+    return {"clips": len(chosen), SHUFFLE_RATIO: finite(ratios[f"dldm/{SHUFFLE_RATIO}"]), **found}
 
 
 def interleaved_clips(labeled: Labeled, split: Split, *, clips: int, seed: int) -> NDArray[np.int64]:

@@ -103,6 +103,31 @@ def test_by_ratio_phase_two_begins_as_soon_as_a_validation_is_good_enough(config
     assert lines(killed) == lines(config)
 
 
+@pytest.mark.parametrize("call", [5, 6])
+def test_a_reader_whose_explained_change_does_not_rise_ends_early_and_a_killed_one_as_well(
+    configure, monkeypatch, call
+) -> None:
+    """Nothing rises by 1000 after the first validation, so two more end it; killed before and after that."""
+    loop = "{train_steps: 6, batch_size: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    reader = ["aids.reader=true", f"++train_dldm.reader={{patience: 2, min_rise: 1000, loop: {loop}}}"]
+    config = configure(*reader, name="calm")
+    train_dldm(config)
+    steps = [(line["step"], line["dldm/phase"]) for line in lines(config)]
+    assert steps == [
+        *((s, 1) for s in (1, 2, 3, 4)),
+        *((s, 1.5) for s in (5, 6, 7)),
+        *((s, 2) for s in (11, 12, 13, 14)),
+    ]
+    assert "reader ends after 3 steps" in log(config)
+    encoder = {name for name in weights(config) if name.startswith("dldm.encoder.")}
+    before = load_file(Path(config.run_dir) / "dldm" / "phase_1" / "model.safetensors")
+    assert any(not torch.equal(weights(config)[name], before[name]) for name in encoder)  # phase 2 moves it
+    killed = configure(*reader, name="killed")
+    train_with_a_kill(killed, monkeypatch, call=call)
+    assert all(torch.equal(value, weights(config)[name]) for name, value in weights(killed).items())
+    assert lines(killed) == lines(config)
+
+
 def test_by_ratio_phase_two_never_begins_above_it_also_when_tried_again(configure) -> None:
     config = configure("++train_dldm.advance=ratio", "++train_dldm.advance_ratio=0.0001")
     for _ in range(2):

@@ -79,9 +79,11 @@ def jobs_of(miniature, calvin_folder):
             f"precision: {precision}}}"
         )
         names = ("train_vdm", "train_dldm.phase1", "train_dldm.phase2", "train_policy.loop")
-        kept = [option for option in miniature(run) if not option.startswith(("++train_", "++hardware"))]
-        # What couples the clips of a batch is on.
+        changed = ("++train_", "++hardware", "aids.reader")
+        kept = [option for option in miniature(run) if not option.startswith(changed)]
+        # What couples the clips of a batch is on, and the reader, which trains the video model alone.
         coupled = ["aids.standardize=batch", "aids.decorrelation=0.1", "++train_dldm.statistics_group=2"]
+        coupled += ["aids.reader=true", f"++train_dldm.reader.loop={LOOP % (2, save_every)}"]
         first = f"stages=[{','.join(stage for stage in stages if stage != 'finetune')}]"
         found = [{"program": "pretrain", "overrides": [*kept, hardware, *coupled, first]}]
         found[0]["overrides"] += [f"++{name}={loop}" for name in names]

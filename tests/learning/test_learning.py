@@ -198,7 +198,7 @@ def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
     def chunks():
         yield np.arange(len(x)), x, all_valid(x, config)
 
-    validation = validate(dldm, vdm, codec, chunks, reads_codes=True, seed=0, grayscale=True)
+    validation = validate(dldm, vdm, codec, chunks, reads="codes and control", seed=0, grayscale=True)
     return validation["dldm/shuffle_ratio"], validation["dldm/shuffle_ratio_no_control"]
 
 

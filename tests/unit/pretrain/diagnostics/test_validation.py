@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
-from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip, pad_to_stride
 from vw2_robot.models.video.config import CodecConfig
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pretrain.diagnostics.code_usage import used_and_perplexity
@@ -61,10 +63,10 @@ class Renderer:
         return (noisy - estimate) / time[:, None, None, None, None]
 
 
-def validation(*, rec=None, weight=0.0, reads_codes=True, chunk=6):
+def validation(*, rec=None, weight=0.0, reads="codes and control", chunk=6, num_frames=9):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).train()
-    x = fake_clip(CONFIG, 6)
+    x = fake_clip(replace(CONFIG, num_frames=num_frames), 6)
     valid = torch.ones(6, 2, dtype=torch.bool)
     valid[3, 1] = False
     dldm.eval()
@@ -73,14 +75,14 @@ def validation(*, rec=None, weight=0.0, reads_codes=True, chunk=6):
     if rec is not None:
         dldm.decode = lambda codes, anchor, first: rec(x[renderer.rows])
     codec = DCTCodec(CodecConfig())
-    renderer = Renderer(encoded.codes_BMNL.detach(), codec.encode(x), weight)
+    renderer = Renderer(encoded.codes_BMNL.detach(), codec.encode(pad_to_stride(x, 4)), weight)
 
     def clips():
         for rows in np.split(np.arange(6), range(chunk, 6, chunk)):
             renderer.rows = rows
             yield rows, x[rows], valid[rows]
 
-    values = validate(dldm, renderer, codec, clips, reads_codes=reads_codes, seed=0, grayscale=True)
+    values = validate(dldm, renderer, codec, clips, reads=reads, seed=0, grayscale=True)
     assert dldm.training
     return values, renderer, encoded, valid
 
@@ -104,8 +106,8 @@ def test_shuffle_ratio_tells_a_renderer_that_reads_the_codes_from_one_that_does_
     assert attentive["dldm/shuffle_ratio"] > 1.1
     # Right and shuffled codes are judged on the same noise.
     samples = torch.stack(renderer.noises)
-    assert torch.equal(samples[:4], samples[4:8])
-    assert len(samples[:4].unique()) == 4 * 6
+    assert all(torch.equal(samples[0], other) for other in samples[1:])
+    assert len(samples[0].unique()) == 6
 
 
 def test_explained_change_is_one_for_the_truth_zero_for_a_still_clip_and_tells_whose_codes_were_read():
@@ -133,8 +135,20 @@ def test_a_validation_in_several_chunks_finds_what_one_finds():
     assert parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
 
 
+def test_a_clip_that_ends_within_a_latent_step_is_judged_too():
+    values = validation(weight=5.0, num_frames=8)[0]
+    assert values["dldm/explained_change_t0.97"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_reader_is_not_asked_about_control_videos_which_it_never_saw():
+    values, renderer, _, _ = validation(weight=5.0, reads="codes")
+    assert len(renderer.noises) == 2
+    assert "dldm/shuffle_ratio" not in values
+    assert values["dldm/shuffle_ratio_no_control"] > 1.1
+
+
 def test_phase_one_does_not_ask_the_renderer():
-    values, renderer, _, _ = validation(reads_codes=False)
+    values, renderer, _, _ = validation(reads="nothing")
     assert renderer.noises == []
     assert set(values) == {"dldm/ratio_to_copy", "dldm/codes_used", "dldm/perplexity"}
 
