@@ -58,11 +58,10 @@ def single_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:
     sequences = []
     for rollout in range(per_task):
         for number, (task, states) in enumerate(zip(TASKS, shuffled, strict=True)):
-            start_seed = [number, rollout, seed] if seed else [number, rollout]
             # Without a start state, the expert prepares one; its seed stands in place of the state.
-            start = dict(states[rollout % len(states)]) if states else {PRELUDE: start_seed}
+            start = dict(states[rollout % len(states)]) if states else {PRELUDE: _start_seed(number, rollout, seed)}
             if states and seed:
-                start[POSES] = start_seed
+                start[POSES] = _start_seed(number, rollout, seed)
             sequences.append(EvalSequence(MOST_PER_TASK * number + rollout, start, (task,)))
     return sequences
 
@@ -78,16 +77,19 @@ def fork_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:
         InputError: `per_task` is above 1000.
     """
     check_per_task(per_task)
-    number = {task: list(TASKS).index(task) for task in FORKS}
     return [
         EvalSequence(
-            MOST_PER_TASK * number[task] + rollout,
-            {PRELUDE: [number[task], rollout, seed] if seed else [number[task], rollout], AT_FORK: True},
-            (task,),
+            MOST_PER_TASK * number + rollout, {PRELUDE: _start_seed(number, rollout, seed), AT_FORK: True}, (task,)
         )
         for rollout in range(per_task)
-        for task in FORKS
+        for number, task in enumerate(TASKS)
+        if task in FORKS
     ]
+
+
+def _start_seed(number: int, rollout: int, seed: int) -> list[int]:
+    # Seed 0 has the starts of earlier releases, whose seeds have two numbers.
+    return [number, rollout, seed] if seed else [number, rollout]
 
 
 def needs_prelude(sequence: EvalSequence) -> bool:

@@ -22,7 +22,7 @@ from vw2_robot.contracts import ACTION_NAMES, Observation, PolicyOutput
 from vw2_robot.errors import InputError
 
 from ..calvin import CalvinEnv
-from . import block_skills, skills
+from . import block_skills, block_states, skills
 from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, WorldState, world_from_info
 from .ways import SPEEDS, Way
 
@@ -162,17 +162,17 @@ def feasible(task: str, world: WorldState) -> bool:
         return world.lights[parts[2]] is (parts[1] == "off")
     # Blocks: the gripper must be free, and the block where the skill can handle it.
     if parts[0] == "push" and parts[1] in BLOCK_COLORS:
-        return world.held() is None and block_skills.stands_free(world, parts[1])
+        return world.held() is None and block_states.stands_free(world, parts[1])
     if parts[0] == "rotate":
-        return world.held() is None and block_skills.stands_in_reach(world, parts[1])
+        return world.held() is None and block_states.stands_in_reach(world, parts[1])
     if parts[0] == "lift":
-        return world.held() is None and block_skills.can_lift(world, parts[1], parts[3])
+        return world.held() is None and block_states.can_lift(world, parts[1], parts[3])
     # What begins with a held block.
     if task in ("place_in_slider", "place_in_drawer", "stack_block"):
-        return world.held() is not None and block_skills.has_room(world, task)
+        return world.held() is not None and block_states.has_room(world, task)
     if task == "unstack_block":
-        return world.held() is None and block_skills.stacked(world) is not None
-    return task == "push_into_drawer" and world.held() is None and block_skills.can_push_into_drawer(world)
+        return world.held() is None and block_states.stacked(world) is not None
+    return task == "push_into_drawer" and world.held() is None and block_states.can_push_into_drawer(world)
 
 
 # How much farther each door can move than the oracle demands, meters.

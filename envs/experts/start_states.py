@@ -21,7 +21,8 @@ from ..calvin import CalvinEnv
 from ..oracle import TaskOracle
 from ..scene import SCENES
 from ..sequences import TASKS, all_initial_states, start_state
-from .block_skills import blocks_before_drawer, cross_over, wait_before
+from .block_skills import cross_over, wait_before
+from .block_states import blocks_before_drawer
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, vector
 from .ways import FORKS, routes

@@ -24,7 +24,8 @@ from typing import Literal
 
 import numpy as np
 
-from .block_skills import (
+from .block_skills import is_over
+from .block_states import (
     HALF_HEIGHT_M,
     REACH_X,
     blocks_before_drawer,
@@ -32,7 +33,6 @@ from .block_skills import (
     free_shelf_places,
     grasp_yaws,
     is_low_near,
-    is_over,
     stack_places,
     stacked,
 )
