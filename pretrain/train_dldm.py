@@ -192,7 +192,9 @@ def train_phase(
             counted = modules.code_usage.metrics()
             number = {"dldm/phase": {"phase 1": 1.0, "reader": 1.5, "phase 2": 2.0}[phase.name]}
             run.log(step, {**number, **metrics, "dldm/grad_norm": norm, **validation, **counted})
-            for alarm in modules.code_usage.alarms(validation, phases):
+            # In the reader the VDM only begins to read.
+            judged = {} if phase.name == "reader" else validation
+            for alarm in modules.code_usage.alarms(judged, phases):
                 run.log_message(f"step {step + 1}: {alarm}")
             ended = phase_ended(phases, modules, validation, phase=phase.name)
         if phase.name == "phase 1" and (ended or step + 1 == phase.stop):

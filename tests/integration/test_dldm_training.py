@@ -119,6 +119,7 @@ def test_a_reader_whose_explained_change_does_not_rise_ends_early_and_a_killed_o
         *((s, 2) for s in (11, 12, 13, 14)),
     ]
     assert "reader ends after 3 steps" in log(config)
+    assert log(config).count("ALARM codes not read") == 1  # in phase 2 alone
     encoder = {name for name in weights(config) if name.startswith("dldm.encoder.")}
     before = load_file(Path(config.run_dir) / "dldm" / "phase_1" / "model.safetensors")
     assert any(not torch.equal(weights(config)[name], before[name]) for name in encoder)  # phase 2 moves it
