@@ -8,11 +8,13 @@ vgg16-397923af.pth, or the same as safetensors.
 # N images · H, W pixels · C channels of a layer
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -76,7 +78,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*.pth")])
     if len(files) != 1:
         raise InputError(f"{path}: give a file of VGG16's weights, or a folder with one; found {len(files)}")
-    if files[0].suffix == ".safetensors":
-        return load_file(files[0])
-    weights: dict[str, Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)
+    try:
+        if files[0].suffix == ".safetensors":
+            return load_file(files[0])
+        weights: dict[str, Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"{files[0]} holds no weights that can be read ({error}); download it again") from error
     return weights

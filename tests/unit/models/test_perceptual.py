@@ -52,3 +52,10 @@ def test_a_file_that_is_not_vgg16_is_refused(tmp_path):
     save_file({"features.0.weight": torch.zeros(2, 3, 3, 3)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"features\.0\.bias is missing"):
         PerceptualDistance(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vgg16.pth", "vgg16.safetensors"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"<html>not found</html>")
+    with pytest.raises(InputError, match=rf"{name} holds no weights"):
+        PerceptualDistance(tmp_path)
