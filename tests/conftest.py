@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from jaxtyping import install_import_hook
 
 from vw2_robot.data.sources.rlds_builder import prepare_tensorflow
 
+# A shell starts what runs in its background with Ctrl-C ignored, and the programs that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 prepare_tensorflow()  # some tests import TensorFlow by themselves
 # Shapes that signatures promise are checked in the tests alone.
 SHAPES_CHECKED = (
