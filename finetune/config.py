@@ -30,7 +30,7 @@ class CalvinDataConfig:
     validation_split: Literal["training", "validation"] | None = None
     """hold out this split of the data set instead of a share of `split`"""
     frame_cache: str | None = None
-    """folder of the decoded images, which runs may share; null: in the run folder"""
+    """folder of the decoded images and the codes of the windows, which runs may share; null: in the run folder"""
 
     def __post_init__(self) -> None:
         if self.validation_split is None and not 0 < self.validation_fraction < 1:

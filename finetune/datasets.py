@@ -98,7 +98,7 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
         # Unlabeled windows always need theirs, as targets.
         labeled = [train, held_out] if config.needs_codes else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
-            windows.encode_codes(init.dldm, device)
+            windows.encode_codes(init.dldm, device, keep=folder)
     return FinetuneDatasets(split, train, held_out, unlabeled, training.frame_cache.episodes[0].hz)
 
 

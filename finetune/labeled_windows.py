@@ -7,6 +7,7 @@ is never opened. Images come from a frame cache, which holds video alone.
 # n windows · H latent steps · s clip frames per step · A action dims · L trajectory length
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from vw2_robot.checkpoint import weights_digest
 from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative
-from vw2_robot.distributed.ranks import gather, rank, world_size
+from vw2_robot.distributed.ranks import gather, is_main, rank, world_size
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.shared_windows import lay_out
 from vw2_robot.pixels import to_model_range
+from vw2_robot.storage.arrays import read_array
+from vw2_robot.storage.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,8 @@ class VideoWindows:
     ) -> None:
         self.frame_cache = frame_cache
         self.policy_frame_cache = policy_frame_cache or frame_cache
+        self._stride = stride
+        self._start_every = start_every
         self._instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
         # The last time step of a trajectory has no next frame to be encoded, so it starts no window.
         starts = [np.arange(0, frame_cache.episodes[i].length - 1, start_every) for i in trajectories]
@@ -229,26 +236,52 @@ class VideoWindows:
         """Whether `codes` are filled."""
         return self.codes.shape[-1] > 0
 
-    def encode_codes(self, dldm: DLDM, device: torch.device, *, batch_size: int = 128) -> None:
+    def encode_codes(
+        self, dldm: DLDM, device: torch.device, *, batch_size: int = 128, keep: Path | None = None
+    ) -> None:
         """Fill `codes` with the dLDM's codes of the frames that follow each start; ranks share the work.
 
         Args:
-            dldm: the trained model, on the device.
+            dldm: the trained model, on the device, in eval mode.
             device: where clips are encoded.
             batch_size: windows that are encoded at once.
+            keep: folder in which codes are kept, and found by the next run with the same dLDM, frames and windows.
         """
+        file = None if keep is None else keep / f"codes_{self._codes_digest(dldm)}.npy"
+        # Rank 0 decides for all: another run may write the file at this moment.
+        if file is not None and gather(file.exists())[0]:
+            self.codes = read_array(file, cure=f"delete {file} to have the codes computed again")
+            return
         found = {}
         mine = range(rank() * batch_size, len(self), world_size() * batch_size)
         for i in tqdm(mine, desc="codes", unit="batch", disable=None, dynamic_ncols=True):
-            rows = slice(i, i + batch_size)
-            # Past its end a trajectory stands still; codes of such steps are not valid.
-            times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
-            pixels = self.frame_cache.read_batch(self.episode[rows], times)
-            # `indices` encodes in eval mode: running statistics before FSQ must not move with the labeled images.
-            x = to_model_range(torch.from_numpy(pixels).to(device)).to(next(dldm.parameters()).dtype)
-            found[i] = dldm.indices(x).cpu().numpy()
+            found[i] = self._encode_batch(dldm, device, slice(i, i + batch_size)).cpu().numpy()
         batches = {i: codes for part in gather(found) for i, codes in part.items()}
         self.codes = np.concatenate([batches[i] for i in sorted(batches)])
+        if file is not None and is_main():
+            with atomic_write(file) as temporary, temporary.open("wb") as out:
+                np.save(out, self.codes)
+
+    def _encode_batch(self, dldm: DLDM, device: torch.device, rows: slice) -> Tensor:
+        # Past its end a trajectory stands still; codes of such steps are not valid.
+        times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
+        span = int(self._lengths.max())
+        # Windows overlap: each frame is read once, and encoded once as far as that does not depend on the window.
+        layout = lay_out(self.episode[rows, None] * span + times, stride=self._stride, cache_stride=self._start_every)
+        numbers, places = np.unique(layout.frame_ids, return_inverse=True)
+        pixels = self.frame_cache.read_batch(numbers // span, numbers[:, None] % span)[:, 0]
+        video = to_model_range(torch.from_numpy(pixels).to(device)).to(next(dldm.parameters()).dtype)
+        return dldm.window_indices(
+            video[torch.from_numpy(places).to(device)],
+            torch.from_numpy(layout.starts).to(device),
+            latent_steps=self.valid.shape[1],
+        )
+
+    def _codes_digest(self, dldm: DLDM) -> str:
+        """Return a digest of all that the codes depend on."""
+        windows = np.concatenate([self.episode, self.start, self.ahead]).tobytes()
+        frames = (self.frame_cache.path / "index.json").read_bytes()
+        return hashlib.sha256(weights_digest(dldm).encode() + frames + windows).hexdigest()[:16]
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
         """Return float [B, 3, px, px] in [-1, 1]: the image at each start.

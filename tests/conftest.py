@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 from vw2_robot.data.sources.rlds_builder import prepare_tensorflow
 
-# A shell starts what runs in its background with Ctrl-C ignored, and the programs that tests interrupt would inherit that.
+# A shell ignores Ctrl-C in what it runs in its background, and the programs that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 prepare_tensorflow()  # some tests import TensorFlow by themselves

@@ -101,17 +101,18 @@ def test_rows_of_a_window_are_the_actions_that_lead_to_its_frames(write_calvin, 
 class FramesSeen(torch.nn.Linear):
     """Stands for a dLDM: its codes are the green pixels of the clip's frames."""
 
-    def __init__(self):
+    def __init__(self, stride):
         super().__init__(1, 1)
+        self.stride = stride
 
-    def indices(self, x):
-        green = ((x[:, :, 1, 0, 0] + 1) * 127.5 / 10).round().long()
-        return green[:, None]
+    def window_indices(self, video, starts, *, latent_steps):
+        green = ((video[:, 1, 0, 0] + 1) * 127.5 / 10).round().long()
+        return green[self.stride * starts[:, None] + torch.arange(1 + self.stride * latent_steps)][:, None]
 
 
 def test_codes_are_of_the_frames_that_follow_a_start_and_stop_at_the_end(write_calvin):
     windows = windows_of(write_calvin())
-    windows.encode_codes(FramesSeen(), torch.device("cpu"), batch_size=5)
+    windows.encode_codes(FramesSeen(stride=4), torch.device("cpu"), batch_size=5)
     expected = [[min(start + t, 6) for t in range(5)] for start in windows.start]
     assert windows.codes[:, 0].tolist() == expected
 
@@ -121,7 +122,7 @@ def test_a_window_lasts_as_long_as_the_codes_were_learned_to_last(write_calvin, 
     """Codes of every second frame: a latent step of two clip frames spans four frames, and the actions between them."""
     dataset, frames = opened(write_calvin())
     windows = LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=2, statistics=plain(), **time_base)
-    windows.encode_codes(FramesSeen(), torch.device("cpu"), batch_size=5)
+    windows.encode_codes(FramesSeen(stride=2), torch.device("cpu"), batch_size=5)
     for row, start in enumerate(windows.start.tolist()):
         assert windows.codes[row, 0].tolist() == [min(start + t, 6) for t in (0, 2, 4)]
         assert windows.valid[row].tolist() == [start + 4 <= 6]
@@ -138,7 +139,7 @@ def test_latent_steps_that_are_not_alike_in_actions_are_refused():
         window_offsets(6, stride=4, hz=30.0, target_hz=6.7)
 
 
-def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
+def test_codes_are_those_of_the_dldm_whatever_the_batch_and_are_kept(write_calvin, tmp_path):
     torch.manual_seed(0)
     config = DLDMConfig(
         num_frames=5,
@@ -154,8 +155,17 @@ def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
     windows.encode_codes(dldm, torch.device("cpu"), batch_size=5)
     codes = windows.codes
     assert codes.shape == (12, 1, 4)
-    windows.encode_codes(dldm, torch.device("cpu"))
-    assert np.array_equal(codes, windows.codes)
+    again = windows_of(write_calvin())
+    again.encode_codes(dldm, torch.device("cpu"), keep=tmp_path)
+    assert np.array_equal(codes, again.codes)
+    # Kept for the next run with this dLDM; another one's codes are another file.
+    (file,) = tmp_path.glob("codes_*.npy")
+    np.save(file, codes + 1)
+    windows.encode_codes(dldm, torch.device("cpu"), keep=tmp_path)
+    assert np.array_equal(windows.codes, codes + 1)
+    torch.nn.init.zeros_(next(dldm.parameters()))
+    windows.encode_codes(dldm, torch.device("cpu"), keep=tmp_path)
+    assert len(list(tmp_path.glob("codes_*.npy"))) == 2
 
 
 def test_images_are_the_first_frames_of_their_windows(write_calvin):

@@ -362,7 +362,7 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path, a
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation
     windows = datasets.VideoWindows(dataset, frames, held, latent_steps=1, stride=4)
-    windows.encode_codes(load_pretrained(str(tmp_path / "run"))[1], torch.device("cpu"))
+    windows.encode_codes(load_pretrained(str(tmp_path / "run"))[1].eval(), torch.device("cpu"))
     right, row = [], 0
     statistics, raw = agent._statistics, []
     agent._head.register_forward_hook(lambda module, args, out: raw.append(out.numpy().copy()))

@@ -210,10 +210,19 @@ class DLDM(nn.Module):
         return indices
 
     @torch.no_grad()
-    def window_indices(self, video: Float[Tensor, "F 3 H W"], starts: Int[Tensor, " B"]) -> Int[Tensor, "B M N"]:
-        """Return the latent action tokens of overlapping windows (`shared_windows.lay_out`); call it in eval mode."""
+    def window_indices(
+        self, video: Float[Tensor, "F 3 H W"], starts: Int[Tensor, " B"], *, latent_steps: int | None = None
+    ) -> Int[Tensor, "B M N"]:
+        """Return the latent action tokens of overlapping windows; call it in eval mode.
+
+        Args:
+            video: frames in [-1, 1] that contain all windows (`shared_windows.lay_out`).
+            starts: the latent step at which each window starts.
+            latent_steps: M, of a window; by default those of a training clip.
+        """
         frames = self.subsample(video[None])[0]
-        num_frames = 1 + self.config.latent_steps * self.config.temporal_stride // self.config.gap
+        steps = self.config.latent_steps if latent_steps is None else latent_steps
+        num_frames = 1 + steps * self.config.temporal_stride // self.config.gap
         return self.quantize(window_features(self.encoder, frames, starts, num_frames=num_frames))[1]
 
 
