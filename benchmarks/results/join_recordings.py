@@ -35,6 +35,8 @@ def join(out: Path, parts: Sequence[Path]) -> int:
             if not (folder / ".record").is_dir():
                 raise InputError(f"{folder} holds no recordings of vw2-record")
             entries = CalvinWriter(folder.parent, split).entries()
+            if not entries:
+                continue
             for entry in entries:
                 # The format stores one range of frames per scene, so a scene cannot come back.
                 if entry.scene != seen[-1] and entry.scene in seen:
