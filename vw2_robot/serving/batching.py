@@ -90,12 +90,12 @@ class Batcher:
 
     async def warm_up(self) -> None:
         """Compute once, since the first call takes longer; what a policy raises that cannot act is raised here."""
-        blank = {camera: np.zeros((64, 64, 3), np.uint8) for camera in self._policy.metadata["cameras"]}
-        observation: Observation = {"images": blank, "prompt": "wait"}
+        images = {camera: np.zeros((64, 64, 3), np.uint8) for camera in self._policy.metadata["cameras"]}
+        observation: Observation = {"images": images, "prompt": "wait"}
         await asyncio.get_running_loop().run_in_executor(self._thread, self._policy.clone().infer, observation)
 
     async def run(self) -> None:
-        """Compute batches until this is cancelled."""
+        """Compute batches until the event loop ends it."""
         loop = asyncio.get_running_loop()
         try:
             while True:

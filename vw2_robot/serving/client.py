@@ -104,7 +104,7 @@ class PolicyClient:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                return self._open.enter_context(  # type: ignore[no-any-return]
+                return self._open.enter_context(
                     connect(
                         self._address,
                         subprotocols=[SUBPROTOCOL],

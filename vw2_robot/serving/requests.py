@@ -82,6 +82,6 @@ def _image(content: dict[Any, Any], keys: Sequence[str]) -> NDArray[np.uint8]:
             found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
             raise InputError(f'"{key}" must be uint8 [height, width, 3], RGB from 0 to 255; found {found}')
         return value
-    found = sorted(f"{key}/{name}" for key, inner in content.items() if isinstance(inner, dict) for name in inner)
-    found += sorted(str(key) for key, inner in content.items() if not isinstance(inner, dict))
-    raise InputError(f"there is no image under {' or '.join(keys)}; found {', '.join(found)[:300]}")
+    nested = [f"{key}/{name}" for key, inner in content.items() if isinstance(inner, dict) for name in inner]
+    flat = [str(key) for key, inner in content.items() if not isinstance(inner, dict)]
+    raise InputError(f"there is no image under {' or '.join(keys)}; found {', '.join(sorted(nested + flat))[:300]}")

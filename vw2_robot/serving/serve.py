@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from vw2_robot.command_line import entry_points
 from vw2_robot.limits import Count
-from vw2_robot.models.policy.config import Acting
 
 from .server import PolicyServer, ServerSettings
 
@@ -26,12 +25,8 @@ class ServeConfig(ServerSettings):
     """auto (CUDA where there is one), cpu, cuda, cuda:0, ..."""
     threads: Count = 1
     """of the policy, on a CPU"""
-    n_action_steps: int | None = None
+    n_action_steps: Count | None = None
     """actions that a robot executes of each answer; null: as in training"""
-    acting: Acting | None = None
-    """what the policy reads in the slots of its codes; null: as in training"""
-    temperature: float | None = None
-    """of the sampled codes with acting=sampled; null: 1"""
 
 
 def serve(config: ServeConfig) -> None:
@@ -45,13 +40,7 @@ def serve(config: ServeConfig) -> None:
     from vw2_robot.agent import VW2Agent
 
     torch.set_num_threads(config.threads)
-    agent = VW2Agent.from_pretrained(
-        config.policy,
-        device=config.device,
-        n_action_steps=config.n_action_steps,
-        acting=config.acting,
-        temperature=config.temperature,
-    )
+    agent = VW2Agent.from_pretrained(config.policy, device=config.device, n_action_steps=config.n_action_steps)
     try:
         with PolicyServer(agent, config) as server:
             print(f"serving {config.policy} on ws://{config.host}:{server.port}", flush=True)

@@ -52,8 +52,8 @@ class ServerSettings:
     """address to listen on; 0.0.0.0: all interfaces, use an api_key_file then"""
     port: int = 8000
     """0: any free one"""
-    image_keys: dict[str, tuple[str, ...]] = field(
-        default_factory=lambda: {"static": ("observation/image", "observation/exterior_image_1_left")}
+    image_keys: dict[str, list[str]] = field(
+        default_factory=lambda: {"static": ["observation/image", "observation/exterior_image_1_left"]}
     )
     """camera of the policy -> keys of an observation under which its image may be, beside images/CAMERA"""
     api_key_file: str | None = None

@@ -13,7 +13,7 @@ from vw2_robot.contracts import Observation, PolicyOutput
 
 
 class EchoPolicy:
-    """Action 0 is (sum of the image, length of the prompt, calls since reset, seed, 0, 0, 0).
+    """Action k is (sum of the image, length of the prompt, calls since reset, seed, k, 0, 0).
 
     Attributes:
         batches: sizes of the batches, of all clones.
@@ -49,5 +49,6 @@ class EchoPolicy:
 
     def output(self, obs: Observation) -> PolicyOutput:
         actions = np.zeros((4, 7), np.float32)
-        actions[0, :4] = obs["images"]["static"].sum(), len(obs["prompt"]), self.calls, self.seed or 0
+        actions[:, :4] = obs["images"]["static"].sum(), len(obs["prompt"]), self.calls, self.seed or 0
+        actions[:, 4] = range(4)
         return {"actions": actions, "latent_tokens": np.arange(4).reshape(1, 4), "timing": {"infer_s": 0.0}}

@@ -108,7 +108,7 @@ class Stranger:
 
 
 def vanish(port: int, rng: np.random.Generator, left: list[socket.socket]) -> None:
-    """A client below the websocket: no HTTP, half a handshake, half a frame, a wrong opcode; it leaves, or stays silent."""
+    """A client below the websocket: no HTTP, half a handshake or frame, a wrong opcode; it leaves, or stays silent."""
     raw = socket.create_connection(("127.0.0.1", port), timeout=10)
     shake = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     shake += b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"

@@ -98,6 +98,16 @@ def test_metadata_and_answer_are_what_openpis_clients_expect(server: PolicyServe
             assert set(answer["server_timing"]) == {"infer_ms"} | (set() if first else {"prev_total_ms"})
 
 
+def test_pings_are_answered_while_the_policy_computes(server: PolicyServer, policy: EchoPolicy) -> None:
+    """The commonest failure of policy servers: code 1011, keepalive ping timeout, at the first long call."""
+    with connect(f"ws://127.0.0.1:{server.port}", ping_interval=0.05, ping_timeout=0.2) as robot:
+        robot.recv()
+        policy.free.clear()
+        threading.Timer(0.5, policy.free.set).start()
+        robot.send(pack(observation()))
+        assert unpack(robot.recv())["actions"][0, 0] == 60
+
+
 def test_a_policy_with_a_state_has_one_for_each_connection_until_reset() -> None:
     policy = EchoPolicy(is_stateless=False)
     with (
