@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed --part benchmarks.speed.serving --seconds 60
 
-The policy is `builtin:calvin-tiny` on the CPU with one thread, images have 200 x 200 pixels. Server and direct calls are
-in this process, each robot is a process of its own, all on this machine. A served call may take 1.5 ms or 20 % more than a
-direct one, whichever is larger; CPU time is that of the server's process alone.
+The policy is `builtin:calvin-tiny` on the CPU with one thread, images have 200 x 200 pixels. Server and direct calls
+are in this process, each robot is a process of its own, all on this machine. A served call may take 1.5 ms or 20 % more
+than a direct one, whichever is larger; CPU time is that of the server's process alone.
 """
 
 from __future__ import annotations

@@ -61,7 +61,11 @@ class PolicyClient:
         self._open = ExitStack()
         self._connection = self._connect(api_key, connect_seconds)
         self._reset: dict[str, Any] = {}
-        self.metadata = self._receive()
+        try:
+            self.metadata = self._receive()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> PolicyClient:
         return self

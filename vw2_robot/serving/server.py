@@ -17,11 +17,11 @@ import hmac
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vw2_robot.contracts import PolicyOutput
 from vw2_robot.errors import InputError, require
 from vw2_robot.limits import Count, Rate, Unbounded
 
@@ -234,41 +234,41 @@ class PolicyServer:
         from websockets.exceptions import ConnectionClosed
 
         self.counters.connections += 1
-        policy = self._policy.clone()
-        policy.reset()
-        previous: dict[str, float] = {}
         pause = 1 / self._settings.max_requests_per_second
+        seconds: float | None = None
         try:
+            policy = self._policy.clone()
+            policy.reset()
             await connection.send(self._metadata)
             while not self._stopping.is_set():
                 message = await connection.recv()
                 begin = time.perf_counter()
                 self._in_progress += 1
                 try:
-                    answer = await self._answer(connection, policy, message, begin, previous)
-                    if answer is None:
-                        return
-                    await connection.send(answer)
+                    answer = await self._answer(connection, policy, message, seconds)
+                    if answer is not None:
+                        await connection.send(answer)
                 finally:
                     self._in_progress -= 1
                 seconds = time.perf_counter() - begin
-                previous = {"prev_total_ms": 1000 * seconds}
                 if seconds < pause:
                     await asyncio.sleep(pause - seconds)
         except ConnectionClosed:
             pass
+        except Exception:
+            self.counters.failed += 1
+            _LOG.exception("the policy failed")
+            with suppress(ConnectionClosed):
+                await connection.send("the policy failed; the log of the server says why")
+            await connection.close(1011, "the policy failed")
 
     async def _answer(
-        self,
-        connection: ServerConnection,
-        policy: ServedPolicy,
-        message: bytes | str,
-        begin: float,
-        previous: dict[str, float],
+        self, connection: ServerConnection, policy: ServedPolicy, message: bytes | str, previous_seconds: float | None
     ) -> bytes | str | None:
-        """Return the frame that answers a message; None where nothing more is to be sent."""
+        """Return the frame that answers a message; None if the robot has left."""
         from websockets.protocol import State
 
+        begin = time.perf_counter()
         self.counters.requests += 1
         try:
             request = read_request(message, self._cameras)
@@ -278,23 +278,16 @@ class PolicyServer:
         except InputError as error:
             self.counters.refused += 1
             return str(error)
-        except Exception:
-            self.counters.failed += 1
-            _LOG.exception("the policy failed")
-            await connection.send("the policy failed; the log of the server says why")
-            await connection.close(1011, "the policy failed")
-            return None
         if output is None:
             return None
-        return pack(_answer_map(output, {"infer_ms": 1000 * (time.perf_counter() - begin), **previous}))
-
-
-def _answer_map(output: PolicyOutput, timing: dict[str, float]) -> dict[str, Any]:
-    """Return what goes over the wire. Clients slice every array by time step, so the actions alone are an array."""
-    answer: dict[str, Any] = {"actions": output["actions"], "server_timing": timing}
-    if "latent_tokens" in output:
-        answer["latent_tokens"] = output["latent_tokens"].tolist()
-    return answer
+        timing = {"infer_ms": 1000 * (time.perf_counter() - begin)}
+        if previous_seconds is not None:
+            timing["prev_total_ms"] = 1000 * previous_seconds
+        # Clients slice every array by time step, so the actions alone are an array.
+        answer = {"actions": output["actions"], "server_timing": timing}
+        if "latent_tokens" in output:
+            answer["latent_tokens"] = output["latent_tokens"].tolist()
+        return pack(answer)
 
 
 def _select_subprotocol(_: ServerConnection, offered: Sequence[Any]) -> Any:

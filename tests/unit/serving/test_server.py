@@ -237,6 +237,51 @@ def test_an_error_of_the_policy_reaches_the_log_and_not_the_robot(
         assert client.infer(observation())["actions"][0, 0] == 60
 
 
+def three_robots(policy: EchoPolicy, drive: Callable[[PolicyServer, list[Any]], None]) -> None:
+    """Let three robots ask; two of them wait while the policy computes for the first, so they become a batch."""
+    with PolicyServer(policy, ServerSettings(**FAST)) as server, ThreadPoolExecutor(3) as pool:
+        clients = [PolicyClient(port=server.port) for _ in range(3)]
+        policy.free.clear()
+        asked = []
+        for number, client in enumerate(clients):
+            asked.append(pool.submit(client.infer, observation(number)))
+            until(lambda number=number: server.counters.requests == number + 1)
+        policy.free.set()
+        drive(server, asked)
+        for client in clients:
+            client.close()
+
+
+def test_a_batch_that_fails_is_computed_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
+    class OutOfMemory(EchoPolicy):
+        def infer_batch(self, obs: Any) -> Any:
+            if len(obs) > 1:
+                raise MemoryError("no room for two")
+            return super().infer_batch(obs)
+
+    def check(server: PolicyServer, asked: list[Any]) -> None:
+        assert [one.result(10)["actions"][0, 0] for one in asked] == [0, 60, 120]
+        assert server.counters.failed == 0
+
+    three_robots(OutOfMemory(), check)
+    assert "no room for two" in caplog.text
+
+
+def test_an_error_of_the_server_itself_ends_it_and_reaches_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgets(EchoPolicy):
+        def infer_batch(self, obs: Any) -> Any:
+            return super().infer_batch(obs)[:1]
+
+    def check(server: PolicyServer, asked: list[Any]) -> None:
+        with pytest.raises(ValueError, match="shorter"):
+            server.wait()
+        with pytest.raises(ConnectionError, match="closed"):
+            asked[-1].result(10)
+
+    monkeypatch.setattr("vw2_robot.serving.server.CLOSE_SECONDS", 0.1)
+    three_robots(Forgets(), check)
+
+
 def test_the_request_of_a_robot_that_left_is_dropped(server: PolicyServer, policy: EchoPolicy) -> None:
     policy.free.clear()
     with PolicyClient(port=server.port) as first, ThreadPoolExecutor(1) as pool:
