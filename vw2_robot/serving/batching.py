@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
+from typing import Any, Protocol
 
 from vw2_robot.contracts import Observation, Policy, PolicyOutput
 
@@ -56,72 +56,82 @@ class Waiting:
 
 
 class Batcher:
-    """The queue in front of a policy. Belongs to the event loop that calls `run`.
+    """The queue in front of a policy, and the thread that computes. Belongs to the event loop that makes it.
 
     Args:
         policy: whose weights all connections share.
         max_batch_size: requests in one call of the policy.
         counters: `batches`, `dropped` and `inference_seconds` are counted here.
+
+    Attributes:
+        ended: done when the thread is, with its error if there was one.
     """
 
     def __init__(self, policy: ServedPolicy, *, max_batch_size: int, counters: Counters) -> None:
         self._policy = policy
         self._max_batch_size = max_batch_size if policy.is_stateless else 1
         self._counters = counters
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        # A daemon: a call of the policy that takes forever does not keep a program from its end.
+        threading.Thread(target=self._run, name="policy", daemon=True).start()
 
     async def infer(
-        self, policy: ServedPolicy, observation: Observation, is_wanted: Callable[[], bool]
+        self, policy: ServedPolicy, observation: Observation, is_wanted: Callable[[], bool] = lambda: True
     ) -> PolicyOutput | None:
         """Return the policy's output for an observation; None if nobody wanted it any more when the policy was free.
 
         Args:
             policy: the clone of the connection.
             observation: a checked one.
-            is_wanted: asked then.
+            is_wanted: asked then, in the thread of the policy.
 
         Raises:
             Exception: of the policy.
         """
-        output: asyncio.Future[PolicyOutput | None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(Waiting(policy, observation, is_wanted, output))
+        output: asyncio.Future[PolicyOutput | None] = self._loop.create_future()
+        self._queue.put(Waiting(policy, observation, is_wanted, output))
         return await output
 
-    async def warm_up(self) -> None:
-        """Compute once, since the first call takes longer; what a policy raises that cannot act is raised here."""
-        images = {camera: np.zeros((64, 64, 3), np.uint8) for camera in self._policy.metadata["cameras"]}
-        observation: Observation = {"images": images, "prompt": "wait"}
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._policy.clone().infer, observation)
+    def stop(self) -> None:
+        """End the thread after what waits."""
+        self._queue.put(None)
 
-    async def run(self) -> None:
-        """Compute batches until the event loop ends it."""
-        loop = asyncio.get_running_loop()
+    def _run(self) -> None:
+        error: Exception | None = None
         try:
-            while True:
-                batch = await self._next_batch()
+            while batch := self._next_batch():
                 begin = time.perf_counter()
-                outputs = await loop.run_in_executor(self._thread, self._compute, batch)
+                outputs = self._compute(batch)
                 self._counters.inference_seconds += time.perf_counter() - begin
                 self._counters.batches += 1
-                for waiting, output in zip(batch, outputs, strict=True):
-                    if isinstance(output, Exception):
-                        waiting.output.set_exception(output)
-                    else:
-                        waiting.output.set_result(output)
-        finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+                # The next batch begins while the event loop sends this one.
+                self._deliver(batch, outputs)
+        except Exception as found:  # handed to whoever waits for `ended`
+            error = found
+        with suppress(RuntimeError):  # the event loop did not wait for a call that took too long
+            self._loop.call_soon_threadsafe(_settle, self.ended, error)
 
-    async def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[Waiting]:
+        """Wait for a request, and return it with those behind it; an empty list at the end."""
         batch: list[Waiting] = []
         while not batch or (len(batch) < self._max_batch_size and not self._queue.empty()):
-            waiting = await self._queue.get()
+            waiting = self._queue.get()
+            if waiting is None:
+                if batch:
+                    self._queue.put(None)  # seen again after this batch
+                break
             if waiting.is_wanted():
                 batch.append(waiting)
             else:
                 self._counters.dropped += 1
-                waiting.output.set_result(None)
+                self._deliver([waiting], [None])
         return batch
+
+    def _deliver(self, batch: Sequence[Waiting], outputs: Sequence[PolicyOutput | Exception | None]) -> None:
+        for waiting, output in zip(batch, outputs, strict=True):
+            self._loop.call_soon_threadsafe(_settle, waiting.output, output)
 
     def _compute(self, batch: Sequence[Waiting]) -> Sequence[PolicyOutput | Exception]:
         """Return an output for each request, or its error: one that fails does not take the others with it."""
@@ -137,3 +147,13 @@ class Batcher:
             except Exception as error:  # goes to its connection
                 outputs.append(error)
         return outputs
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    """Give a future its result or error, unless the event loop has given it up."""
+    if future.cancelled():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

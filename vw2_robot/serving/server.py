@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vw2_robot.errors import InputError, require
 from vw2_robot.limits import Count, Rate, Unbounded
 
@@ -32,7 +34,7 @@ from .wire import EXTRA, SUBPROTOCOL, pack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from websockets.asyncio.server import ServerConnection
+    from websockets.asyncio.server import Server, ServerConnection
     from websockets.http11 import Request as HttpRequest
     from websockets.http11 import Response
 
@@ -161,17 +163,38 @@ class PolicyServer:
             (self._ended if self._listening.done() else self._listening).set_exception(error)
 
     async def _serve(self) -> None:
-        from websockets.asyncio.server import serve
-
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._batcher = Batcher(self._policy, max_batch_size=self._settings.max_batch_size, counters=self.counters)
-        await self._batcher.warm_up()
+        try:
+            # The first call takes longer, and a policy that cannot act raises here.
+            images = {camera: np.zeros((64, 64, 3), np.uint8) for camera in self._cameras}
+            await self._batcher.infer(self._policy.clone(), {"images": images, "prompt": "wait"})
+            server = await self._listen()
+        except Exception:
+            self._batcher.stop()
+            raise
+        self._listening.set_result(server.sockets[0].getsockname()[1])
+        ended: asyncio.Future[Any] = self._batcher.ended
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([ended, stop], return_when=asyncio.FIRST_COMPLETED)
+        deadline = time.monotonic() + LAST_ANSWERS_SECONDS
+        while self._in_progress and time.monotonic() < deadline and not ended.done():
+            await asyncio.sleep(0.01)
+        self._batcher.stop()
+        server.close()
+        await asyncio.wait([asyncio.create_task(server.wait_closed()), ended], timeout=CLOSE_SECONDS)
+        if ended.done():
+            ended.result()  # raises the error that ended it
+
+    async def _listen(self) -> Server:
+        from websockets.asyncio.server import serve
+
         # Strangers that connect and leave are no news for a log.
         quiet = logging.getLogger(f"{__name__}.websockets")
         quiet.setLevel(logging.CRITICAL)
         try:
-            server = await serve(
+            return await serve(
                 self._talk,
                 self._settings.host,
                 self._settings.port,
@@ -192,18 +215,6 @@ class PolicyServer:
             raise InputError(
                 f"{where}: {error.strerror or error}; choose another port, or stop what uses it"
             ) from error
-        self._listening.set_result(server.sockets[0].getsockname()[1])
-        batches = asyncio.create_task(self._batcher.run())
-        stop = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait([batches, stop], return_when=asyncio.FIRST_COMPLETED)
-        deadline = time.monotonic() + LAST_ANSWERS_SECONDS
-        while self._in_progress and time.monotonic() < deadline and not batches.done():
-            await asyncio.sleep(0.01)
-        server.close()
-        await asyncio.wait([asyncio.create_task(server.wait_closed())], timeout=CLOSE_SECONDS)
-        if batches.done():
-            batches.result()  # raises
-        batches.cancel()
 
     def _admit(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         """Answer a plain HTTP request, or refuse a connection before it may send anything; None lets it in."""

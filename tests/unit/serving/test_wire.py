@@ -74,6 +74,7 @@ def test_what_is_no_number_is_not_sent(value: Any) -> None:
         (msgpack.packb({b"__ndarray__": True}), "dtype"),
         (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}), "must be a number"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_damaged_or_huge_message_is_refused_by_name(message: bytes, why: str) -> None:
     with pytest.raises(InputError, match=why):
