@@ -151,7 +151,7 @@ class Batcher:
 
 def _settle(future: asyncio.Future[Any], result: Any) -> None:
     """Give a future its result or error, unless the event loop has given it up."""
-    if future.cancelled():
+    if future.done():
         return
     if isinstance(result, Exception):
         future.set_exception(result)

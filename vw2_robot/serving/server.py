@@ -159,8 +159,12 @@ class PolicyServer:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:
-            (self._ended if self._listening.done() else self._listening).set_exception(error)
+        except Exception as error:
+            if not self._listening.done():
+                self._listening.set_exception(error)
+                return
+            _LOG.exception("the server ended by an error")  # for programs that do not call `wait`
+            self._ended.set_exception(error)
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
