@@ -56,6 +56,8 @@ WRAPPED = {
         "envs/video_recorder.py",
     },  # all but mp4: ask early
     "av": {"data/sources/video_files.py"},
+    "msgpack": {"serving/wire.py"},
+    "websockets": {"serving/server.py", "serving/client.py"},
     "pyarrow": {"data/sources/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
     "gymnasium": {"envs"},

@@ -176,6 +176,11 @@ class VW2Agent:
         """Return the device of the weights: "cpu", "cuda:0", ..."""
         return str(next(self._head.parameters()).device)
 
+    @property
+    def is_stateless(self) -> bool:
+        """Return whether an output depends on its observation alone: no chunks are averaged, no codes sampled."""
+        return self._ensemble is None and self._acting != "sampled"
+
     def clone(self) -> VW2Agent:
         """Return an agent with the same weights and a state of its own, to run another episode at the same time.
 

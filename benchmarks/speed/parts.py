@@ -23,6 +23,7 @@ PARTS = (
     Part("benchmarks.environment_steps", 60),
     Part("benchmarks.speed.chains", 120),
     Part("benchmarks.decode_latency", 90),
+    Part("benchmarks.speed.serving", 30),
     Part("benchmarks.speed.training_steps", 120),
     Part("benchmarks.speed.start_up", 30),
     Part("benchmarks.speed.stage_memory", 120),

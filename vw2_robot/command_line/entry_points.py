@@ -106,6 +106,7 @@ select = Program(
     "select",
     extra="calvin",
 )
+serve = Program("vw2_robot.serving.serve:serve", "vw2_robot.serving.serve:ServeConfig", "serve", extra="serve")
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"
 )
