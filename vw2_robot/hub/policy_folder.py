@@ -1,0 +1,78 @@
+"""The folder of a policy that every stack reads: a checkpoint without what training alone needs, its dLDM apart.
+
+    config.json, model.safetensors, stats.json, tokens.json, backbone.json, manifest.json
+                            the checkpoint; config.json has LeRobot's keys too
+    policy_preprocessor.json, policy_postprocessor.json, and *.safetensors that begin with these names
+                            LeRobot's pipelines
+    dldm/                   a checkpoint of kind dldm; left out for a policy that was trained from scratch
+    README.md               the model card
+
+Weights are the same bits as before, so the policy keeps its `policy_hash`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vw2_robot.checkpoint import DLDM_PART, is_our_checkpoint, load_checkpoint, save_tensors, write_description
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.storage.files import atomic_folder, verify, write_manifest
+
+from .lerobot_files import lerobot_keys, write_processors
+from .model_card import CardOptions, model_card
+
+
+def write_policy_folder(
+    source: Path, out: Path, *, metadata: dict[str, Any], statistics: ActionStatistics, card: CardOptions
+) -> None:
+    """Write the folder, whole or not at all; an earlier export there is replaced.
+
+    Args:
+        source: checkpoint of the policy, with its dLDM.
+        out: the folder.
+        metadata: of the agent.
+        statistics: of the actions.
+        card: what the model card has beside the policy's own facts.
+
+    Raises:
+        InputError: `out` holds something else, or an export that was changed since; or a rollout is of another policy.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        cure = "give another folder, or delete this one"
+        if out.resolve() == source.resolve() or not is_our_checkpoint(out):
+            raise InputError(f"{out} is no earlier export of a policy; {cure}")
+        verify(out, cure=f"it was changed since it was exported: {cure}")
+    checkpoint = load_checkpoint(source, kind="policy")
+    text = model_card(checkpoint, metadata=metadata, statistics=statistics, options=card)
+    # As they are on disk, so that no precision is lost or made up. Adapters (`lora.`) are in the policy's weights.
+    acting = {name: value for name, value in checkpoint.weights.items() if name.startswith(("policy.", "head."))}
+    dldm = dldm_weights(checkpoint.weights, source)
+    keys = lerobot_keys(statistics, cameras=metadata["cameras"], license_name=card.license)
+    facts = checkpoint.facts
+    with atomic_folder(out) as folder:
+        write_description(
+            folder, kind="policy", config=checkpoint.config, facts=facts, files=checkpoint.files, more=keys
+        )
+        save_tensors(acting, folder / "model.safetensors")
+        write_processors(folder, statistics, keys)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        if dldm:
+            part = folder / DLDM_PART
+            part.mkdir()
+            known = {name: facts[name] for name in ("encoder_hash", "time_base", "aids") if name in facts}
+            write_description(part, kind="dldm", config=checkpoint.config["dldm"], facts=known, files={})
+            save_tensors(dldm, part / "model.safetensors")
+            write_manifest(part, sync=False)
+        write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
+
+
+def dldm_weights(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Return the weights of a policy's dLDM: among all of them, or beside them; none where there is no dLDM."""
+    among = {name: value for name, value in weights.items() if name.startswith("dldm.")}
+    if among or not (source / DLDM_PART).is_dir():
+        return among
+    return load_checkpoint(source / DLDM_PART, kind="dldm").weights
