@@ -140,8 +140,9 @@ class VW2Agent:
             local_files_only: Hub: read what was fetched before, without any network.
 
         Raises:
-            InputError: no such folder or model; not a checkpoint, a damaged one, another format version, a policy without an action head or one
-                that cannot act as wanted, or statistics of actions that are not CALVIN's relative ones.
+            InputError: no such folder or model; not a checkpoint, a damaged one, another format version, a policy
+                without an action head or one that cannot act as wanted, or statistics of actions that are not CALVIN's
+                relative ones.
         """
         local = _local_folder(folder_or_hub_id)
         if local is not None and revision is not None:

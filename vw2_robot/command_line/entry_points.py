@@ -106,6 +106,7 @@ select = Program(
     "select",
     extra="calvin",
 )
+export = Program("vw2_robot.serving.export:main", "vw2_robot.serving.export:ExportConfig", "export")
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"
 )

@@ -23,6 +23,9 @@ from vw2_robot.storage.files import read_json, read_yaml
 
 Facts = Mapping[str, Any]
 CURE = "copy the folder again"
+INTERVALS = """Intervals are over the rollouts of this one policy: they do not describe the method, and hold in this
+environment alone."""
+UNKNOWN = "No rollouts were given for this card: its success is not known."
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,20 @@ def model_card(checkpoint: Checkpoint, *, metadata: Facts, statistics: ActionSta
         or None,
     )
     cameras = " and ".join(metadata["cameras"])
-    measurements = "\n\n".join(
-        f"{environment(summary)}, {summary['num_sequences']} rollouts:\n\n"
+    results = [
+        f"{environment(summary)}; {summary['num_sequences']} rollouts:\n\n"
         + table(("", "measured", "95 % interval"), measured(summary))
         for summary in summaries
-    )
+    ]
+    measurements = "\n\n".join([*results, INTERVALS if results else UNKNOWN])
     return f"""---
 {head.to_yaml()}
 ---
 
 # {options.name}
 
-A robot policy of vw2_robot: an image of the {cameras} camera and an instruction give {metadata["chunk_size"]} actions, of
-which {metadata["n_action_steps"]} are executed before the next call.
+A robot policy of vw2_robot. An image of the {cameras} camera and an instruction give {metadata["chunk_size"]} actions;
+{metadata["n_action_steps"]} of them are executed before the next call.
 
 ## Use
 
@@ -108,14 +112,13 @@ The same folder is a LeRobot policy (`--policy.path`, with the plugin `lerobot_p
 
 ## Results
 
-{measurements or "No rollouts were given for this card: its success is not known."}
-
-Intervals are over the rollouts of this one policy. They do not describe the method, and hold in this environment alone.
+{measurements}
 
 ## Limits
 
-The policy knows the robot, the camera position, the objects and the instructions of its training data. It was not tested beyond
-the results above. Nothing in it prevents a collision: on a real robot limit force, speed and workspace, and stay at the stop.
+The policy knows the robot, the camera position, the objects and the instructions of its training data. It was not
+tested beyond the results above. Nothing in it prevents a collision: on a real robot limit force, speed and workspace,
+and stay within reach of the emergency stop.
 
 ## License
 
@@ -160,13 +163,11 @@ def training(checkpoint: Checkpoint, statistics: ActionStatistics) -> Iterator[t
         video = with_new_keys(read_yaml(stage, cure=CURE))
         yield "video", ", ".join(data_sets(video.get("data", {}))) or "unknown"
     loop = config.get("loop", {})
-    yield "steps", f"{loop.get('train_steps')} of {loop.get('batch_size')} windows, seed {config.get('seed')}"
+    yield "schedule", f"{loop.get('train_steps')} steps of {loop.get('batch_size')} windows, seed {config.get('seed')}"
     if (run / "validation.json").is_file():
         found = read_json(run / "validation.json", cure=CURE)
-        yield (
-            "held-out action loss",
-            f"{found['action_loss']:.4f} [{found['low']:.4f}, {found['high']:.4f}], {found['trajectories']} trajectories",
-        )
+        interval = f"[{found['low']:.4f}, {found['high']:.4f}]"
+        yield "held-out action loss", f"{found['action_loss']:.4f} {interval}, {found['trajectories']} trajectories"
 
 
 def data_sets(data: Facts) -> Iterator[str]:

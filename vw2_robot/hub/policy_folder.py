@@ -17,12 +17,19 @@ from typing import Any
 
 from torch import Tensor
 
-from vw2_robot.checkpoint import DLDM_PART, is_our_checkpoint, load_checkpoint, save_tensors, write_description
+from vw2_robot.checkpoint import (
+    DLDM_PART,
+    Checkpoint,
+    is_our_checkpoint,
+    load_checkpoint,
+    save_tensors,
+    write_description,
+)
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.storage.files import atomic_folder, verify, write_manifest
+from vw2_robot.storage.files import atomic_folder, read_json, verify, write_manifest
 
-from .lerobot_files import lerobot_keys, write_processors
+from .lerobot_files import POLICY_TYPE, lerobot_keys, write_processors
 from .model_card import CardOptions, model_card
 
 
@@ -43,20 +50,26 @@ def write_policy_folder(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         cure = "give another folder, or delete this one"
-        if out.resolve() == source.resolve() or not is_our_checkpoint(out):
+        # A checkpoint of a run lacks the key, and is never replaced.
+        is_export = is_our_checkpoint(out) and read_json(out / "config.json", cure=cure).get("type") == POLICY_TYPE
+        if not is_export or out.resolve() == source.resolve():
             raise InputError(f"{out} is no earlier export of a policy; {cure}")
         verify(out, cure=f"it was changed since it was exported: {cure}")
     checkpoint = load_checkpoint(source, kind="policy")
     text = model_card(checkpoint, metadata=metadata, statistics=statistics, options=card)
     # As they are on disk, so that no precision is lost or made up. Adapters (`lora.`) are in the policy's weights.
     acting = {name: value for name, value in checkpoint.weights.items() if name.startswith(("policy.", "head."))}
-    dldm = dldm_weights(checkpoint.weights, source)
+    dldm = dldm_weights(checkpoint)
     keys = lerobot_keys(statistics, cameras=metadata["cameras"], license_name=card.license)
     facts = checkpoint.facts
+    # As the agent was opened; the first checkpoints have other keys for the mode, and none for the stride.
+    config = {
+        **checkpoint.config,
+        **{key: metadata[key] for key in ("acting", "n_action_steps", "temporal_ensemble")},
+        "stride": metadata["chunk_size"] // checkpoint.config["latent_steps"],
+    }
     with atomic_folder(out) as folder:
-        write_description(
-            folder, kind="policy", config=checkpoint.config, facts=facts, files=checkpoint.files, more=keys
-        )
+        write_description(folder, kind="policy", config=config, facts=facts, files=checkpoint.files, more=keys)
         save_tensors(acting, folder / "model.safetensors")
         write_processors(folder, statistics, keys)
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -64,15 +77,15 @@ def write_policy_folder(
             part = folder / DLDM_PART
             part.mkdir()
             known = {name: facts[name] for name in ("encoder_hash", "time_base", "aids") if name in facts}
-            write_description(part, kind="dldm", config=checkpoint.config["dldm"], facts=known, files={})
+            write_description(part, kind="dldm", config=config["dldm"], facts=known, files={})
             save_tensors(dldm, part / "model.safetensors")
             write_manifest(part, sync=False)
         write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
 
 
-def dldm_weights(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Return the weights of a policy's dLDM: among all of them, or beside them; none where there is no dLDM."""
-    among = {name: value for name, value in weights.items() if name.startswith("dldm.")}
-    if among or not (source / DLDM_PART).is_dir():
-        return among
-    return load_checkpoint(source / DLDM_PART, kind="dldm").weights
+def dldm_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights of a policy's dLDM: among all of them, or beside them; none for one trained from scratch."""
+    if checkpoint.config.get("dldm") is None:
+        return {}
+    among = {name: value for name, value in checkpoint.weights.items() if name.startswith("dldm.")}
+    return among or load_checkpoint(checkpoint.path / DLDM_PART, kind="dldm").weights

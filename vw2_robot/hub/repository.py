@@ -92,8 +92,8 @@ def upload(
         )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
         raise InputError(
-            f"{folder} cannot be uploaded to {name} ({_first_line(error)}); log in with `hf auth login`, or give a token "
-            "that may write there"
+            f"{folder} cannot be uploaded to {name} ({_first_line(error)}); log in with `hf auth login`, or give a "
+            "token that may write there"
         ) from error
     return str(commit.commit_url)
 

@@ -140,7 +140,9 @@ class DLDM(nn.Module):
         if not any(name.startswith("dldm.") for name in checkpoint.weights):
             part = checkpoint.path / DLDM_PART
             if not part.is_dir():
-                raise InputError(f"{checkpoint.path} came without its dLDM: {part} is missing; {CURE}, with that folder")
+                raise InputError(
+                    f"{checkpoint.path} came without its dLDM: {part} is missing; {CURE}, with that folder"
+                )
             checkpoint = load_checkpoint(part, kind="dldm")
             with checkpoint.building():
                 if config_from(DLDMConfig, checkpoint.config) != config:
