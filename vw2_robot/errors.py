@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class InputError(ValueError):
@@ -59,7 +60,7 @@ def install_command(extra: str = "") -> str:
         note = importlib.metadata.distribution("vw2-robot").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         note = None
-    source = json.loads(note) if note else {"url": "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"}
+    source: dict[str, Any] = json.loads(note) if note else {"url": "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"}
     url = str(source["url"])
     if "vcs_info" in source:
         url = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"

@@ -76,7 +76,9 @@ def write_policy_folder(
         if dldm:
             part = folder / DLDM_PART
             part.mkdir()
-            known = {name: facts[name] for name in ("encoder_hash", "time_base", "aids") if name in facts}
+            known: dict[str, Any] = {
+                name: facts[name] for name in ("encoder_hash", "time_base", "aids") if name in facts
+            }
             write_description(part, kind="dldm", config=config["dldm"], facts=known, files={})
             save_tensors(dldm, part / "model.safetensors")
             write_manifest(part, sync=False)
