@@ -48,11 +48,10 @@ def write_policy_folder(
     Raises:
         InputError: `out` holds something else, or an export that was changed since; or a rollout is of another policy.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         cure = "give another folder, or delete this one"
         # A checkpoint of a run lacks the key, and is never replaced.
-        is_export = is_our_checkpoint(out) and read_json(out / "config.json", cure=cure).get("type") == POLICY_TYPE
-        if not is_export or out.resolve() == source.resolve():
+        if not is_our_checkpoint(out) or read_json(out / "config.json", cure=cure).get("type") != POLICY_TYPE:
             raise InputError(f"{out} is no earlier export of a policy; {cure}")
         verify(out, cure=f"it was changed since it was exported: {cure}")
     checkpoint = load_checkpoint(source, kind="policy")

@@ -124,8 +124,9 @@ def test_only_an_export_that_nobody_changed_is_replaced(agent, tmp_path):
     agent.save_pretrained(out)
     VW2Agent.from_pretrained(out).save_pretrained(tmp_path / "two", name="out")
     assert all((out / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files_of(out))
-    agent.save_pretrained(out, license="mit")
+    VW2Agent.from_pretrained(out).save_pretrained(out, license="mit")  # in its place
     assert card_of(out)[0]["license"] == "mit"
+    assert VW2Agent.from_pretrained(out).metadata == agent.metadata
     (out / "README.md").write_text("my card")
     with pytest.raises(InputError, match=r"README.md is damaged: .* it was changed since it was exported"):
         agent.save_pretrained(out)
