@@ -121,7 +121,7 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
 
 
 def policy_checkpoint(path: str) -> Checkpoint:
-    """Load the policy checkpoint at `path`: itself, its run folder, one of pretrain-on-openx, or builtin:NAME."""
+    """Load the policy checkpoint at `path`: itself, a run folder of it, builtin:NAME, or owner/name on the Hub."""
     return load_checkpoint(policy_folder(path), kind="policy")
 
 
@@ -132,13 +132,8 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
         InputError: the checkpoint has no dLDM: it was fine-tuned from scratch.
     """
     checkpoint = policy_checkpoint(path)
-    if checkpoint.config.get("dldm") is None:
-        raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    policy = LatentPolicy.from_checkpoint(checkpoint)
-    with checkpoint.building():
-        dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-        checkpoint.load_into(dldm=dldm)
-    return policy, dldm, checkpoint.facts
+    dldm = DLDM.of_policy(checkpoint)
+    return LatentPolicy.from_checkpoint(checkpoint), dldm, checkpoint.facts
 
 
 def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:

@@ -24,13 +24,11 @@ from torch import Tensor
 from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line import entry_points
-from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
-from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -74,12 +72,7 @@ def imagine(config: ImagineConfig) -> None:
         raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
     checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
-    if checkpoint.config.get("dldm") is None:
-        raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    with checkpoint.building():
-        dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-        checkpoint.load_into(dldm=dldm)
-    dldm = dldm.to(device).eval()
+    dldm = DLDM.of_policy(checkpoint).to(device).eval()
     with checkpoint.building():
         # Before fine-tuning a policy has no mode yet.
         acting: Acting = "argmax" if checkpoint.config.get("head") is None else acting_of(checkpoint.config)

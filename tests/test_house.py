@@ -151,11 +151,11 @@ def all_imports() -> tuple[Import, ...]:
 
 
 def place_of(module: str) -> str:
-    """Where a module of ours stands: floor1, models, data, agent, doctor, serving, a sister folder, configs."""
+    """Where a module of ours stands: floor1, models, data, hub, agent, doctor, serving, a sister folder, configs."""
     parts = module.split(".")
     if len(parts) == 1:
         return "root"
-    if parts[1] in {"models", "data", "agent", "doctor", "replay_programs", "serving", "configs", *SISTERS}:
+    if parts[1] in {"models", "data", "hub", "agent", "doctor", "replay_programs", "serving", "configs", *SISTERS}:
         return parts[1]
     return "floor1"
 
@@ -166,10 +166,11 @@ MAY_IMPORT = {
     "floor1": {"root", "floor1"},
     "models": {"root", "floor1", "models"},
     "data": {"root", "floor1", "data"},
-    "agent": LIBRARY,
+    "hub": {"root", "floor1", "data", "hub"},
+    "agent": LIBRARY | {"hub"},
     "doctor": {"root", "floor1", "data", "doctor"},
     "replay_programs": {"root", "floor1", "data", "replay_programs"},
-    "serving": {"root", "floor1", "agent", "serving"},
+    "serving": {"root", "floor1", "agent", "hub", "serving"},
     "configs": set[str](),
     **{sister: LIBRARY | {sister} for sister in SISTERS},
 }
@@ -474,6 +475,20 @@ def test_pages_name_only_commands_files_and_targets_that_exist() -> None:
             if wrong:
                 broken.append(f"{path.relative_to(REPO)}: {words}")
     assert not broken, "\n".join(["", *broken])
+
+
+def test_no_page_or_message_installs_the_package_from_an_index() -> None:
+    """It is on none: a command names a checkout (`.`), or where the copy came from (`@ file:///...`)."""
+    command = ["git", "ls-files", "*.py", "*.md", "*.yaml", "Makefile", "*.sbatch"]
+    listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.split()
+    broken = [
+        f"{name}: {found.group()}"
+        for name in listed
+        if not name.startswith("tests/")
+        for found in re.finditer(r"pip install [^\n`]*vw2[-_]robot[^\n`]*", (REPO / name).read_text(encoding="utf-8"))
+        if "@ " not in found.group()
+    ]
+    assert not broken
 
 
 def code_blocks(text: str) -> str:

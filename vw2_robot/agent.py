@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -34,8 +36,10 @@ from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
+from vw2_robot.hub.repository import fetch, upload
 from vw2_robot.limits import is_count, is_finite_number
 from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import act, acting_of, check_acting, choose_acting
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -74,6 +78,7 @@ class VW2Agent:
         self._policy = policy.eval()
         self._head = head.eval()
         self._statistics = statistics
+        self._complete_folder: Callable[[], Path] = lambda: checkpoint.path
         self._latent_steps = int(checkpoint.config["latent_steps"])
         self._acting = acting
         self._temperature = temperature
@@ -113,8 +118,11 @@ class VW2Agent:
         acting: Acting | None = None,
         temperature: float | None = None,
         verify: bool = True,
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
     ) -> VW2Agent:
-        """Load a fine-tuned policy.
+        """Load a fine-tuned policy; of a model on the Hub, only the files that acting needs are fetched.
 
         Args:
             folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
@@ -127,12 +135,21 @@ class VW2Agent:
                 trained. One that decodes code by code can act by expected, sampled or argmax.
             temperature: acting=sampled: of the latent tokens, which depend on the seed given to `reset`; None: 1.
             verify: compare every file with the checkpoint's manifest first.
+            revision: Hub: branch, tag or commit; None: the main branch.
+            token: Hub: for private models; None: that of the user's login.
+            local_files_only: Hub: read what was fetched before, without any network.
 
         Raises:
-            InputError: not a checkpoint, a damaged one, another format version, a policy without an action head or one
-                that cannot act as wanted, or statistics of actions that are not CALVIN's relative ones.
+            InputError: no such folder or model; not a checkpoint, a damaged one, another format version, a policy
+                without an action head or one that cannot act as wanted, or statistics of actions that are not CALVIN's
+                relative ones.
         """
-        checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy", verify=verify)
+        local = _local_folder(folder_or_hub_id)
+        if local is not None and revision is not None:
+            raise InputError(f"revision={revision!r} is of models on the Hub, but {folder_or_hub_id} is a folder here")
+        on_hub = partial(fetch, str(folder_or_hub_id), token=token, local_files_only=local_files_only)
+        folder = on_hub(dldm=False, revision=revision) if local is None else local
+        checkpoint = load_checkpoint(folder, kind="policy", verify=verify)
         if checkpoint.config.get("head") is None:
             raise InputError(
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
@@ -160,7 +177,7 @@ class VW2Agent:
         statistics = _statistics(checkpoint)
         torch_device = open_device(device)
         stored = config.get("temporal_ensemble")
-        return cls(
+        agent = cls(
             policy.to(torch_device),
             head.to(torch_device),
             statistics,
@@ -170,6 +187,72 @@ class VW2Agent:
             acting=acting,
             temperature=1.0 if temperature is None else temperature,
         )
+        if local is None:  # the folder of a commit has its name, and the branch may have moved on
+            agent._complete_folder = partial(on_hub, dldm=True, revision=folder.name)
+        return agent
+
+    def dldm(self) -> DLDM:
+        """Load the dLDM of the policy's codes, which draws the frames that it expects; from the Hub it is fetched now.
+
+        Raises:
+            InputError: the policy was trained from scratch, or its dLDM is missing.
+        """
+        dldm = DLDM.of_policy(load_checkpoint(self._complete_folder(), kind="policy"))
+        return dldm.to(self.device).eval().requires_grad_(False)
+
+    def save_pretrained(
+        self, folder: str | Path, *, name: str | None = None, license: str = "unknown", rollouts: Sequence[str] = ()
+    ) -> None:
+        """Write the folder that every stack reads: a checkpoint, a model for the Hub and a LeRobot policy at once.
+
+        Args:
+            folder: a new one, or an earlier export, which is replaced.
+            name: in the model card; None: that of the folder.
+            license: of the weights, as the Hub names it (apache-2.0, cc-by-4.0, ...).
+            rollouts: folders of finished rollouts of this policy, whose results go into the model card.
+
+        Raises:
+            InputError: the folder holds something else, or a rollout is of another policy.
+        """
+        # Imported here: a policy that acts needs neither model cards nor the table of data sets.
+        from vw2_robot.hub.model_card import CardOptions
+        from vw2_robot.hub.policy_folder import write_policy_folder
+
+        write_policy_folder(
+            self._complete_folder(),
+            Path(folder),
+            metadata=self.metadata,
+            statistics=self._statistics,
+            card=CardOptions(name or Path(folder).resolve().name, license, tuple(rollouts)),
+        )
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        license: str = "unknown",
+        rollouts: Sequence[str] = (),
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes, and return the page of the commit.
+
+        Args:
+            repo: owner/name; made if there is no such model.
+            license: see `save_pretrained`.
+            rollouts: see `save_pretrained`.
+            private: a new model can be read by its owner alone.
+            revision: branch to commit to; None: the main branch.
+            token: with the right to write; None: that of the user's login.
+
+        Raises:
+            InputError: not logged in, no right to write there, or a rollout is of another policy.
+        """
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "policy"
+            self.save_pretrained(folder, name=repo, license=license, rollouts=rollouts)
+            return upload(folder, repo, private=private, revision=revision, token=token)
 
     @property
     def device(self) -> str:
@@ -374,28 +457,13 @@ def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
     return statistics
 
 
-def _local_folder(folder_or_hub_id: str | Path) -> Path:
-    """Return the folder of a checkpoint, downloaded first if it is a model on the Hugging Face Hub."""
+def _local_folder(folder_or_hub_id: str | Path) -> Path | None:
+    """Return the folder of a checkpoint; None for a model on the Hugging Face Hub.
+
+    Raises:
+        InputError: there is no built-in policy of that name.
+    """
     name = str(folder_or_hub_id)
-    if name.startswith(BUILTIN):
-        return policy_folder(name)
-    path = Path(folder_or_hub_id)
-    # "owner/name" could be either. A misspelt local path must not become a download, so it counts as local if its
-    # parent folder exists.
-    is_local = path.exists() or isinstance(folder_or_hub_id, Path) or path.is_absolute() or path.parent.exists()
-    if is_local or name.count("/") != 1 or name.startswith((".", "~")):
-        return path.expanduser()
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name))
-    except (OSError, ValueError) as error:  # absent, private, unreachable, or no name for a model
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{name} is neither a folder here nor a model on the Hugging Face Hub ({reason})") from error
-
-
-def policy_folder(name: str) -> Path:
-    """Return the folder of a policy: of "builtin:NAME", a folder itself, or the policy stage of pretrain-on-openx."""
     if name.startswith(BUILTIN):
         builtin = name.removeprefix(BUILTIN)
         known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
@@ -405,5 +473,19 @@ def policy_folder(name: str) -> Path:
             )
             raise InputError(f"there is no built-in policy {builtin!r}; {there}")
         return CHECKPOINTS / builtin
-    folder = Path(name)
+    path = Path(folder_or_hub_id)
+    # "owner/name" could be either. A misspelt local path must not become a download, so it counts as local if its
+    # parent folder exists.
+    is_local = path.exists() or isinstance(folder_or_hub_id, Path) or path.is_absolute() or path.parent.exists()
+    return path.expanduser() if is_local or name.count("/") != 1 or name.startswith((".", "~")) else None
+
+
+def policy_folder(name: str) -> Path:
+    """Return the folder of a policy with its dLDM: "builtin:NAME", a folder itself, or the policy stage of a run.
+
+    A model on the Hub ("owner/name") is fetched.
+    """
+    folder = _local_folder(name)
+    if folder is None:
+        return fetch(name, dldm=True)
     return folder / "policy" if (folder / "policy" / "latest").is_file() else folder

@@ -4,6 +4,8 @@
     model.safetensors       weights; names are "<module>.<parameter>"
     stats.json, tokens.json policies only: action statistics, latent vocabulary
     backbone.json           policies on a pretrained language model: the description that rebuilds it
+    dldm/                   exported policies only (`vw2_robot.hub`): the dLDM of the codes as a checkpoint of its kind,
+                            which acting does not need; elsewhere it is among the policy's weights
     optimizer.safetensors, training.json   only while a run can be resumed; sharded runs have a folder optimizer/
     manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
 
@@ -47,18 +49,14 @@ CURE = "copy the checkpoint again"
 STEP_FOLDER = re.compile(r"step_(0|[1-9]\d{0,17})")
 CHECKPOINTS = "checkpoints"
 KEPT = "kept"
+DLDM_PART = "dldm"
 SELECTED = "selected"
 """file of a run folder with the place of a checkpoint in it, such as kept/step_200"""
 _OPTIMIZER = "optimizer"
-_FILES = (
-    "config.json",
-    "model.safetensors",
-    "stats.json",
-    "tokens.json",
-    "backbone.json",
-    "optimizer.safetensors",
-    "training.json",
-)
+_FURTHER = ("stats", "tokens", "backbone")
+"""further files `<name>.json` that are read with a checkpoint, where they are there"""
+INFERENCE_FILES = ("config.json", "model.safetensors", *(f"{name}.json" for name in _FURTHER), MANIFEST)
+"""all that `load_checkpoint` reads"""
 _LOG = logging.getLogger(__name__)
 
 
@@ -161,22 +159,44 @@ def save_checkpoint(
     weights = {f"{name}.{key}": value for name, module in modules.items() for key, value in full_state(module).items()}
     state = {} if optimizer is None else _optimizer_state(optimizer)
     sharded = any(is_sharded_tensor(value) for value in state.values())
-    description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts or {})}
     with ExitStack() as closing:
         folder = Path(from_main(str(closing.enter_context(atomic_folder(path)) if is_main() else "")))
         if sharded:
             write_shards(state, folder / _OPTIMIZER)
         if is_main():
+            write_description(folder, kind=kind, config=config, facts=facts or {}, files=files or {})
             save_tensors(weights, folder / "model.safetensors")
-            write_json(folder / "config.json", description, sync=False)
-            for name, content in (files or {}).items():
-                write_json(folder / f"{name}.json", content, sync=False)
             if optimizer is not None:
                 if not sharded:
                     save_tensors(on_cpu(state), folder / "optimizer.safetensors")
                 write_json(folder / "training.json", dict(training or {}), sync=False)
             write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
     from_main(None)  # the folder has its name when any rank goes on
+
+
+def write_description(
+    folder: Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the JSON files of a checkpoint, without syncing them.
+
+    Args:
+        folder: of the checkpoint.
+        kind: as in `save_checkpoint`, like the next three.
+        config: see there.
+        facts: see there.
+        files: see there.
+        more: further keys of config.json, for other programs; not read here.
+    """
+    description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts)}
+    write_json(folder / "config.json", {**(more or {}), **description}, sync=False)
+    for name, content in files.items():
+        write_json(folder / f"{name}.json", content, sync=False)
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -340,16 +360,17 @@ def is_our_checkpoint(folder: Path) -> bool:
     """Return whether everything in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
     if folder.is_symlink() or not folder.is_dir():
         return False
-    # Without a manifest, `_FILES` are all that a checkpoint may hold.
+    # Without a manifest, these are all that a checkpoint may hold.
+    usual = (*INFERENCE_FILES, "optimizer.safetensors", "training.json")
     try:
         description = read_json(folder / "config.json", cure=CURE)
-        manifest = read_json(folder / MANIFEST, cure=CURE) if (folder / MANIFEST).exists() else {"sha256": _FILES}
+        manifest = read_json(folder / MANIFEST, cure=CURE) if (folder / MANIFEST).exists() else {"sha256": usual}
     except InputError:
         return False
     files = manifest.get("sha256")
     listed = {MANIFEST, *(files if isinstance(files, dict | tuple) else ())}
     entries = [entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir()]
-    folders = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name != _OPTIMIZER]
+    folders = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name not in (_OPTIMIZER, DLDM_PART)]
     others = [e for e in entries if e.relative_to(folder).as_posix() not in listed or e.is_symlink()] + folders
     return "format_version" in description and description.get("kind") in KINDS and not others
 
@@ -367,12 +388,11 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
     """
     folder = resolve(path)
     # 1. Integrity: all files that this function reads against the manifest.
-    reserved = {"config.json", "training.json", MANIFEST}
-    others = [p for p in sorted(folder.glob("*.json")) if p.name not in reserved]
+    further = [name for name in _FURTHER if (folder / f"{name}.json").exists()]
     if verify:
         # Not the optimizer: it is not read here, and `load_optimizer` compares its files.
-        written = [name for name in ("stats.json", "tokens.json", "backbone.json") if (folder / name).exists()]
-        if not compare_with_manifest(folder, cure=CURE, names=["config.json", "model.safetensors", *written]):
+        names = ["config.json", "model.safetensors", *(f"{name}.json" for name in further)]
+        if not compare_with_manifest(folder, cure=CURE, names=names):
             _LOG.warning("%s has no %s: whether its files are whole is not checked", folder, MANIFEST)
     # 2. Format and kind, before the weights take memory.
     description = read_json(folder / "config.json", cure=CURE)
@@ -390,7 +410,7 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
         raise InputError(f'{folder}/config.json lacks "config" or "facts"; {CURE}')
     # 3. Weights and further files, under today's names.
     weights = with_new_names(_read_tensors(folder / "model.safetensors"))
-    files = {p.stem: read_json(p, cure=CURE) for p in others}
+    files = {name: read_json(folder / f"{name}.json", cure=CURE) for name in further}
     return Checkpoint(folder, kind, with_new_keys(config), with_new_keys(facts), weights, files)
 
 

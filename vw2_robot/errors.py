@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class InputError(ValueError):
@@ -49,7 +50,7 @@ def install_command(extra: str = "") -> str:
     """Return the pip command that installs an extra, or without one the core.
 
     The package is on no index, so the command names the source of this copy: the checkout that it runs in, or the
-    checkout or wheel that pip noted when it installed it (PEP 610).
+    checkout, wheel or repository that pip noted when it installed it (PEP 610).
     """
     what = f"[{extra}]" if extra else ""
     checkout = Path(__file__).resolve().parents[1]
@@ -59,5 +60,8 @@ def install_command(extra: str = "") -> str:
         note = importlib.metadata.distribution("vw2-robot").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         note = None
-    source = str(json.loads(note)["url"]) if note else "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"
-    return f'pip install "vw2-robot{what} @ {source}"'
+    source: dict[str, Any] = json.loads(note) if note else {"url": "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"}
+    url = str(source["url"])
+    if "vcs_info" in source:
+        url = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"
+    return f'pip install "vw2-robot{what} @ {url}"'

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.episode_table import write_table
 from vw2_robot.data.frame_cache import FORMAT_VERSIONS, FrameCache, split_episodes
+from vw2_robot.errors import install_command
 from vw2_robot.storage.files import write_json
 
 from .row import SpeedRow, interleaved, not_measured, timed
@@ -134,7 +135,7 @@ def speed_rows(seconds: float, *, episodes: int = EPISODES) -> list[SpeedRow]:
     found = [rounds.row(name, ours="ours", other="json", unit=unit, **json_lines)]
     if "parquet" in ways:
         return [*found, rounds.row(f"{name}, Parquet", ours="ours", other="parquet", unit=unit, **parquet)]
-    return [*found, not_measured(f"{name}, Parquet", unit=unit, why="pip install 'vw2-robot[lerobot]'", **parquet)]
+    return [*found, not_measured(f"{name}, Parquet", unit=unit, why=install_command("lerobot"), **parquet)]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, install_command
 
 DISTRIBUTION = "vw2-robot"
 CORE = "core"
@@ -36,7 +36,7 @@ def list_packages() -> list[Package]:
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"{DISTRIBUTION} runs from a checkout and is not installed: pip install -e .") from None
+        raise InputError(f"{DISTRIBUTION} runs from a checkout and is not installed: {install_command()}") from None
     requirements = [Requirement(line) for line in lines]
     # The order of the extras in setup.cfg; names in markers are the only place that lists them.
     named = [extra for line in lines for extra in re.findall(r"extra == [\"']([^\"']+)", line)]

@@ -349,8 +349,8 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, *, sync: bool = True) -> None:
-    """Write `manifest.json`: the SHA-256 of every file in a folder and its sub-folders."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Write `manifest.json`: the SHA-256 of every file in a folder and its sub-folders, with their manifests."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
     digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     write_json(folder / MANIFEST, {"sha256": digests}, sync=sync)
 

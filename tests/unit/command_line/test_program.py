@@ -218,6 +218,10 @@ def test_a_missing_extra_is_named_with_the_command_for_this_checkout():
     ("note", "origin"),
     [
         ('{"archive_info": {}, "url": "file:///tmp/vw2_robot-0.1.0-py3-none-any.whl"}', "file:///tmp/vw2_robot-0.1.0-"),
+        (
+            '{"vcs_info": {"vcs": "git", "commit_id": "abc1"}, "url": "https://host.example/vw2_robot"}',
+            "git+https://host.example/vw2_robot@abc1",
+        ),
         (None, "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"),
     ],
 )
@@ -277,6 +281,6 @@ def test_help_keys_and_wrong_keys_of_all_programs_load_nothing_that_takes_second
     for example in ("pretrain-on-openx data=bridge_sample", "vw2-rollout policy=random", "vw2-compare run="):
         assert f"  {example}" in done.stdout
     assert "train_dldm.phase1.train_steps" in done.stdout
-    assert sum("there is no key sed" in line for line in errors) == 19
+    assert sum("there is no key sed" in line for line in errors) == 20
     slow = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "pybullet", "diffusers", "matplotlib"}
     assert not slow & set(loaded.split())

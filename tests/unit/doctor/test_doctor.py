@@ -114,7 +114,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, capsys):
 
     monkeypatch.setattr("importlib.metadata.requires", absent)
     status, said = vw2_doctor(monkeypatch, capsys, "packages")
-    assert (status, "pip install -e ." in said) == (1, True)
+    assert (status, f"is not installed: {install_command()}" in said) == (1, True)
 
 
 @pytest.mark.parametrize(

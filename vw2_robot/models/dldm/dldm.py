@@ -19,7 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vw2_robot.checkpoint import CURE, DLDM_PART, Checkpoint, load_checkpoint
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.distributed.batch_share import StatisticsGroups
+from vw2_robot.errors import InputError
 from vw2_robot.pixels import resize_video
 
 from ..precision import at_least_float32
@@ -122,6 +125,32 @@ class DLDM(nn.Module):
         if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
+
+    @classmethod
+    def of_policy(cls, checkpoint: Checkpoint) -> DLDM:
+        """Load the dLDM of a policy's codes from the policy's checkpoint: among its weights, or in `dldm/` beside them.
+
+        Raises:
+            InputError: the policy was trained from scratch, or its dLDM is missing, damaged or another one.
+        """
+        if checkpoint.config.get("dldm") is None:
+            raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
+        with checkpoint.building():
+            config = config_from(DLDMConfig, checkpoint.config["dldm"])
+        if not any(name.startswith("dldm.") for name in checkpoint.weights):
+            part = checkpoint.path / DLDM_PART
+            if not part.is_dir():
+                raise InputError(
+                    f"{checkpoint.path} came without its dLDM: {part} is missing; {CURE}, with that folder"
+                )
+            checkpoint = load_checkpoint(part, kind="dldm")
+            with checkpoint.building():
+                if config_from(DLDMConfig, checkpoint.config) != config:
+                    raise InputError(f"{part} is the dLDM of another policy; {CURE}")
+        with checkpoint.building():
+            dldm = cls(config)
+            checkpoint.load_into(dldm=dldm)
+        return dldm
 
     def resized(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T 3 h w"]:
         """Return clips at this model's size; all codes of clips of a larger VDM (`vdm.frame_height`) are made so."""
