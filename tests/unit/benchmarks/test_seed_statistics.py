@@ -34,17 +34,8 @@ SCIPY = [0.40722642, 0.02501216, 0.43394045, 0.86643825, 0.83059965, 0.00034066,
 """scipy.stats.nct.sf of the cases, SciPy 1.13.1"""
 
 
-def test_tails_of_t_are_those_of_scipy():
+def test_tails_of_t_are_the_values_of_scipy():
     assert [t_tail(value, degrees, shift=shift) for value, degrees, shift in CASES] == pytest.approx(SCIPY, abs=1e-6)
-    stats = pytest.importorskip("scipy.stats")
-    for value in np.linspace(-6, 40, 24):
-        for degrees in (1, 2, 3.7, 7, 30, 500):
-            for shift in (0.0, 0.5, 4.0, -2.0):
-                expected = stats.nct.sf(value, degrees, shift) if shift else stats.t.sf(value, degrees)
-                assert t_tail(value, degrees, shift=shift) == pytest.approx(expected, abs=1e-7), (value, degrees, shift)
-    for degrees in (1, 2, 7, 11):
-        for level in (0.9, 0.95, 0.9875):
-            assert t_point(degrees, level=level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-7)
 
 
 def test_points_of_t_are_those_of_the_tables():
@@ -71,10 +62,6 @@ def test_seeds_that_are_not_paired_give_the_interval_of_welch():
     assert (found.mean, found.seeds) == (pytest.approx(17.95), 3)
     assert (found.low, found.high) == pytest.approx((12.400208, 23.499792), abs=1e-5)  # scipy.stats.ttest_ind
     assert found.p == pytest.approx(0.00052944, abs=1e-7)
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.ttest_ind(first, second, equal_var=False)
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_equal_differences_are_certain_and_equal_values_are_no_difference():
@@ -100,9 +87,8 @@ def test_a_decision_needs_the_adjusted_p_value():
 def test_power_is_that_of_the_registration():
     """Deviation 6.3 points, that of differences at 10 % of the labels."""
     table = {(seeds, effect): power(effect, sd=6.3, seeds=seeds) for seeds in (3, 6, 8, 12) for effect in (6, 8)}
-    assert {key: round(value, 2) for key, value in table.items()} == {
-        (3, 6): 0.17, (3, 8): 0.25, (6, 6): 0.47, (6, 8): 0.70, (8, 6): 0.64, (8, 8): 0.87, (12, 6): 0.85, (12, 8): 0.98,
-    }  # fmt: skip
+    assert [round(table[seeds, 6], 2) for seeds in (3, 6, 8, 12)] == [0.17, 0.47, 0.64, 0.85]
+    assert [round(table[seeds, 8], 2) for seeds in (3, 6, 8, 12)] == [0.25, 0.70, 0.87, 0.98]
     assert power(0, sd=6.3, seeds=8) == pytest.approx(0.05)
     assert power(-8, sd=6.3, seeds=8) == pytest.approx(table[8, 8])
     assert power(8, sd=6.3, seeds=8, alpha=0.0125) < table[8, 8]
@@ -147,3 +133,22 @@ def test_gains_follow_codes_only_within_a_method():
     assert mediator({"a": [(0.1, 1.0), (0.2, 2.0), (0.3, 3.0)]}) is None
     assert mediator({"a": [(0.1, 1.0)] * 5}) is None
     assert mediator({"a": [(q, 2 * q) for q in qualities]}).p == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # in SciPy's noncentral t
+def test_tails_points_and_intervals_are_those_of_scipy_everywhere():
+    stats = pytest.importorskip("scipy.stats")
+    for value in np.linspace(-6, 40, 24):
+        for degrees in (1, 2, 3.7, 7, 30, 500):
+            for shift in (0.0, 0.5, 4.0, -2.0):
+                expected = stats.nct.sf(value, degrees, shift) if shift else stats.t.sf(value, degrees)
+                assert t_tail(value, degrees, shift=shift) == pytest.approx(expected, abs=1e-7), (value, degrees, shift)
+    for degrees in (1, 2, 7, 11):
+        for level in (0.9, 0.95, 0.9875):
+            assert t_point(degrees, level=level) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-7)
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(3, 2, size=7), rng.normal(0, 5, size=4)
+    found = contrast(dict(enumerate(first)), dict(enumerate(second)), paired=False)
+    expected = stats.ttest_ind(first, second, equal_var=False)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
