@@ -2,9 +2,9 @@
 
     python -m benchmarks.experiment.gate --report REPORT --policy RUN --experiment finetune/NAME [--unseen B]
 
-REPORT is of vw2-probe-latents, RUN the pre-trained policy. With a fine-tuned policy, its files give the acting mode, and
-`--experiment` is left out. The thresholds are those of vw2-gate-latents. Everything that does not hold is in the last
-line, and the exit status is 1: the queue then skips what needs this seed, and the seed is reported and not replaced.
+REPORT is of vw2-probe-latents, RUN the pre-trained policy. With a fine-tuned policy, its files give the acting mode,
+and `--experiment` is left out. The thresholds are those of vw2-gate-latents. Everything that does not hold is in the
+last line, and the exit status is 1: the queue skips what needs this seed, which is reported and not replaced.
 """
 
 from __future__ import annotations

@@ -107,12 +107,12 @@ class Jobs:
         self._add(Job(place, PRETRAIN, arguments, (frames,)))
         # Every dLDM is probed, not those alone that a gate asks: the quality of codes is compared with gains.
         probe = self._add_recording(PRETRAININGS[name].probe)
-        arguments = (
+        probing = (
             "+experiment=probe_latents/codes", f"dldm={self._out / place / 'dldm'}", f"labeled=[{self._out / probe}]",
             f"frame_cache={self._out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
             f"out={self._out / 'probe' / name / f'seed_{seed}'}",
         )  # fmt: skip
-        self._add(Job(f"probe/{name}/seed_{seed}", PROBE_LATENTS, arguments, (place, probe)))
+        self._add(Job(f"probe/{name}/seed_{seed}", PROBE_LATENTS, probing, (place, probe)))
         return place
 
     def _add_gate(self, family: Family, row: Row, before: str, place: str) -> str:
@@ -128,8 +128,8 @@ class Jobs:
 
     def _add_rollout(self, family: Family, name: str, experiment: str, policy: str, *chosen: str) -> None:
         arguments = (
-            f"+experiment=rollout/{experiment}", f"policy={self._out / policy}", *self._simulator(family.recordings), *chosen,
-            "workers=1", f"run_dir={self._out / name}",
+            f"+experiment=rollout/{experiment}", f"policy={self._out / policy}", *self._simulator(family.recordings),
+            *chosen, "workers=1", f"run_dir={self._out / name}",
         )  # fmt: skip
         self._add(Job(name, ROLLOUT, arguments, (policy,)))
 

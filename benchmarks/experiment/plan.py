@@ -160,7 +160,7 @@ FAMILIES = (
             *(
                 Row(
                     f"codes_{count}",
-                    f"{count} codes a step",
+                    f"N = {count} codes a step",
                     3,
                     f"codes_{count}",
                     True,
@@ -168,7 +168,7 @@ FAMILIES = (
                 )
                 for count, length in ((1, 1.53), (2, 1.64), (4, 1.87), (8, 1.88))
             ),
-            *(Row(f"frames_{count}", f"{count} frames a clip", 3, f"frames_{count}", True) for count in (5, 9, 17)),
+            *(Row(f"frames_{count}", f"T = {count} frames a clip", 3, f"frames_{count}", True) for count in (5, 9, 17)),
         ),
         (("d/codes_4", "d/codes_1"), ("d/frames_17", "d/frames_5")),
     ),

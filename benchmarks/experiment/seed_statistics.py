@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -70,12 +71,13 @@ def t_tail(value: float, degrees: float, *, shift: float = 0.0) -> float:
     return float(limit / 2 * np.sum(_WEIGHTS * np.exp(log_density) * above))
 
 
+@cache
 def t_point(degrees: float, *, level: float = 1 - ALPHA) -> float:
     """Return the point that |Student's t| stays below with the probability `level`."""
     low, high = 0.0, 1.0
     while 2 * t_tail(high, degrees) > 1 - level:
         low, high = high, 2 * high
-    for _ in range(60):
+    for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if 2 * t_tail(middle, degrees) > 1 - level else (low, middle)
     return high

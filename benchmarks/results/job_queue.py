@@ -189,7 +189,7 @@ class Queue:
         for name, attempt in list(self._running.items()):
             if (status := attempt.poll()) is not None:
                 del self._running[name]
-                note = self._write_note(attempt, status)
+                note = self._write_note(attempt, status, failed=status != 0)
                 result = "done" if status == 0 else f"FAILED with status {status}: {note['reason']}"
                 print(f"{time.strftime('%H:%M:%S')} {name}: {result}, {note['seconds']:.0f} s", flush=True)
                 ended.append((name, status == 0))
@@ -207,7 +207,7 @@ class Queue:
                     continue
                 del self._running[name]
                 # It may have ended by itself in this moment.
-                if not self._write_note(attempt, status)["done"]:
+                if not self._write_note(attempt, status, failed=False)["done"]:
                     unfinished[name] = attempt.job
                 print(f"{time.strftime('%H:%M:%S')} {name}: {'stopped' if status else 'done'}", flush=True)
             if time.monotonic() > deadline:
@@ -216,7 +216,8 @@ class Queue:
             time.sleep(POLL_SECONDS)
         return unfinished
 
-    def _write_note(self, attempt: Attempt, status: int) -> dict[str, Any]:
+    def _write_note(self, attempt: Attempt, status: int, *, failed: bool) -> dict[str, Any]:
+        """Write and return the note of an attempt that ended; it has a reason where the job failed by itself."""
         job = attempt.job
         before = read_note(self._out, job.name) or {}
         # All attempts together: a job that was interrupted has cost the time before, too.
@@ -232,7 +233,7 @@ class Queue:
         }
         if earlier := {before.get("commit", attempt.commit), *before.get("earlier_commits", [])} - {attempt.commit}:
             note["earlier_commits"] = sorted(earlier)
-        if status:
+        if failed:
             note |= {"status": status, "reason": last_line(note_file(self._out, job.name, ".log"))}
         write_text(note_file(self._out, job.name, ".json"), json.dumps(note, indent=1) + "\n")
         return note

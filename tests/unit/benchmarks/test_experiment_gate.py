@@ -26,7 +26,7 @@ def files(tmp_path):
             "encoder_hash": encoder_hash,
             "data": [{"name": "D"}, {"name": "B"}],
             "probe": {
-                "in_scene": dict.fromkeys("DB", {"moved": {"codes_one_hot": scores, "pixels_quantized": scores}})
+                "in_scene": {key: {"moved": {"codes_one_hot": scores, "pixels_quantized": scores}} for key in "DB"}
             },
             "video_model": {"D": seen | (video or {}), "B": seen | {"explained_change_t0.97": 0.49}},
         }

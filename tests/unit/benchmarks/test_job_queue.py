@@ -185,6 +185,8 @@ def test_a_stopped_queue_stops_its_jobs_and_one_that_is_killed_keeps_the_next_on
     queue.send_signal(signal.SIGTERM)
     assert "the queue was stopped; start it again" in queue.communicate()[1].decode()
     assert events(tmp_path) == ["begin one", "stop one"]
+    note = read_note(tmp_path, "one")
+    assert (note["done"], "reason" in note) == (False, False)  # stopped, not failed
     (tmp_path / "logone").unlink()
     queue = start()
     wait_for(tmp_path, "begin one")

@@ -74,7 +74,15 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
     assert (tmp_path / "kept.md").read_text() == (tmp_path / "one.md").read_text()
     keep(other, kept)
     files = sorted(path.name for path in kept.rglob("*"))
-    assert files == ["chains.csv", "jobs.jsonl", "probes.jsonl", "single.csv", "starts.jsonl", "tasks.json"]
+    assert files == [
+        "chains.csv",
+        "failed.jsonl",
+        "jobs.jsonl",
+        "probes.jsonl",
+        "single.csv",
+        "starts.jsonl",
+        "tasks.json",
+    ]
     assert not any(str(tmp_path) in (kept / file).read_text() for file in files)
     archive = read_archive(kept)
     assert sorted(archive.jobs) == ["probe/seed_1", "single/vw2_10/seed_0", "single/vw2_10/seed_1"]
@@ -84,6 +92,15 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
         name = f"single/vw2_10/seed_{seed}"
         assert archive.rows(name) == read_rows(out / name / "results.jsonl")
     assert archive.rows("single/oracle_10/seed_0") == []
+    assert archive.failed == {}
+    note = one / "jobs" / "single__oracle_10__seed_0.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"status": 1, "reason": f"no {one}/policy"}))
+    keep(one, kept)
+    (failed,) = read_archive(kept).failed.items()
+    assert (failed[0], failed[1]["reason"]) == ("single/oracle_10/seed_0", "no RESULTS/policy")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"done": True}))
+    keep(one, kept)
+    assert read_archive(kept).failed == {}
     with pytest.raises(SystemExit, match="is done; nothing is kept"):
         keep(tmp_path / "nothing", kept)
 
