@@ -1,6 +1,6 @@
 """The registered experiment: pin a work tree, run its queue, pause it, and write the pages from plan and archive.
 
-python -m benchmarks.experiment pin COMMIT --to runs/pinned       a work tree and an environment nobody disturbs
+python -m benchmarks.experiment pin COMMIT --to runs/pinned       a work tree and an environment of its own
 cd runs/pinned/tree
 ../venv/bin/python -m benchmarks.experiment run --out OUT         the jobs, family after family
 python -m benchmarks.experiment pause --out OUT make bench        time something alone; the queue goes on after it
@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from ..results.archive import Archive, finished_jobs, keep, read_archive
-from ..results.job_queue import REPO, Job, Queue, core_minutes_by_kind, hours_left, pause, resume, run_alone
+from ..results.job_queue import REPO, Job, Queue, core_minutes_by_kind, hours_left, is_paused, pause, resume, run_alone
 from ..results.pinned import check_pinned, pin
 from .generated import current_part, replace_part
 from .jobs import Jobs
@@ -82,7 +82,7 @@ def run_queue(args: argparse.Namespace) -> None:
 def print_left(args: argparse.Namespace) -> None:
     """Print what is left, and what the finished jobs took."""
     jobs = jobs_of(args)
-    print(hours_left(args.out, jobs, parallel=args.parallel))
+    print(f"{hours_left(args.out, jobs, parallel=args.parallel)}{'; paused' if is_paused(args.out) else ''}")
     for kind, minutes in core_minutes_by_kind(args.out, jobs).items():
         print(f"{kind}: {minutes:.1f} core-minutes")
 

@@ -132,6 +132,8 @@ class Queue:
             check_needs(self._out, jobs)
             print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are already done", flush=True)
             print(hours_left(self._out, jobs, parallel=self._parallel), flush=True)
+            if is_paused(self._out):
+                print("the queue is paused; it begins after `resume`", flush=True)
             lost: dict[str, str] = {}
             try:
                 while (left or self._running) and not self._is_stopping:

@@ -4,7 +4,7 @@
     FOLDER/venv          the third-party packages of the environment that made it (hard links where the disk allows)
     FOLDER/pinned.json   commit, and the version of every package; written last
 
-A queue that is started from the clone with this environment cannot be disturbed by edits, other branches or upgrades.
+Edits, other branches and upgrades do not reach a queue that is started from the clone with this environment.
 `check_pinned` refuses to run where a file or a package is no longer what was pinned.
 """
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are n
 
 from benchmarks.experiment import __main__ as program
 from benchmarks.experiment import plan
-from benchmarks.experiment.generated import BEGIN, END, replace_part
+from benchmarks.experiment.generated import BEGIN, END, current_part, replace_part
 from benchmarks.experiment.jobs import Jobs
 from benchmarks.experiment.page import write_results
 from benchmarks.experiment.plan import FAMILIES, Family, Paper, Pretraining, Row, costs, problems
@@ -144,6 +144,10 @@ def test_only_a_complete_and_registered_plan_is_run(tmp_path, monkeypatch):
     assert text.endswith(f"\n{END}\n\nMore.\n")
     program.main(["registration", "--page", str(page)])
     assert page.read_text() == text
+
+
+def test_the_registration_in_the_repository_is_what_the_plan_gives():
+    assert current_part(program.EXPERIMENT_PAGE, "registration") == registration(FAMILIES).strip()
 
 
 def rollouts(share, count=20):
