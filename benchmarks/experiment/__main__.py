@@ -30,7 +30,7 @@ from ..results.pinned import check_pinned, pin
 from .generated import current_part, replace_part
 from .jobs import Jobs
 from .page import solved_by_seed, write_results
-from .plan import BLINDED_AFTER, FAMILIES, FIRST_SEED, Family, problems
+from .plan import BLINDED_AFTER, FAMILIES, Family, problems
 from .registration import EFFECTS, registration
 from .seed_statistics import blinded_sd, seeds_for
 
@@ -57,18 +57,23 @@ def check_registered(families: Sequence[Family], page: Path) -> None:
 
 
 def blinded(archive: Archive, family: Family) -> str:
-    """Return the blinded estimate of the variance of a family, from the first seeds of its rows."""
-    first = range(FIRST_SEED, FIRST_SEED + BLINDED_AFTER)
+    """Return the blinded estimate of the variance of a family, from the first seeds that its rows have in common."""
     values = {row.name: solved_by_seed(archive, family.id_of(row)) for row in family.rows}
-    begun = {name: {seed: by_seed[seed] for seed in first if seed in by_seed} for name, by_seed in values.items()}
-    if waiting := [name for name, by_seed in begun.items() if len(by_seed) < BLINDED_AFTER]:
-        return f"family {family.letter}: {', '.join(waiting)} have fewer than {BLINDED_AFTER} seeds"
-    if (found := blinded_sd(begun)) is None:
+    # A row that is not run, such as one whose gate is closed, does not keep the others waiting.
+    begun = {name: by_seed for name, by_seed in values.items() if by_seed}
+    common = sorted(set.intersection(*map(set, begun.values()))) if begun else []
+    if len(common) < BLINDED_AFTER:
+        return f"family {family.letter}: its rows have {len(common)} seeds in common, {BLINDED_AFTER} are needed"
+    found = blinded_sd(
+        {name: {seed: by_seed[seed] for seed in common[:BLINDED_AFTER]} for name, by_seed in begun.items()}
+    )
+    if found is None:
         return f"family {family.letter}: one row alone has no differences"
     sd, degrees = found
     needed = ", ".join(f"{effect} points: {seeds_for(effect, sd=sd) or 'more than 1000'}" for effect in EFFECTS)
     return (
-        f"family {family.letter}: sd of a difference {sd:.1f} points ({degrees} degrees); seeds for power 0.8: {needed}"
+        f"family {family.letter} ({', '.join(begun)}): sd of a difference {sd:.1f} points ({degrees} degrees); "
+        f"seeds for power 0.8: {needed}"
     )
 
 

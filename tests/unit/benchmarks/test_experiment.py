@@ -275,17 +275,49 @@ def test_ticks_are_round_numbers_around_the_values(low, high, ticks):
     assert axis_ticks(50, 50)[0] < 50 < axis_ticks(50, 50)[-1]
 
 
-def test_the_blinded_estimate_shows_no_difference(monkeypatch):
-    archive = Archive()
-    for name, shift in (("scratch", 0.0), ("vw2", 0.3), ("later", 0.1)):
-        for seed in range(100, 106):
-            # Beyond the fourth seed nothing is read.
-            share = 0.3 + shift + (0.05 if (seed + len(name)) % 2 else 0.0) if seed < 104 else 1.0
-            archive.rollouts[f"single/x/{name}/seed_{seed}"] = rollouts(share)
-            archive.jobs[f"single/x/{name}/seed_{seed}"] = {}
-    text = program.blinded(archive, FAMILY)
-    assert re.fullmatch(
-        r"family x: sd of a difference \d\.\d points \(6 degrees\); seeds for power 0\.8: 4 points: \d+, .*", text
-    ), text
-    del archive.jobs["single/x/later/seed_103"]
-    assert program.blinded(archive, FAMILY) == "family x: later have fewer than 4 seeds"
+def test_the_blinded_estimate_shows_no_difference():
+    def solved(by_row):
+        archive = Archive()
+        for name, shares in by_row.items():
+            for seed, share in enumerate(shares, 100):
+                archive.jobs[f"single/x/{name}/seed_{seed}"] = {}
+                archive.rollouts[f"single/x/{name}/seed_{seed}"] = rollouts(share)
+        return archive
+
+    scratch, trained, worse = (0.3, 0.4, 0.3, 0.4), (0.7, 0.6, 0.6, 0.7), (0.15, 0.05, 0.05, 0.15)
+    # Differences of 40, 20, 30 and 30 points. Seeds after the fourth are not read, rows without a run neither.
+    text = program.blinded(solved({"scratch": (*scratch, 1.0), "vw2": (*trained, 0.0)}), FAMILY)
+    assert text.startswith(
+        "family x (scratch, vw2): sd of a difference 8.2 points (3 degrees); seeds for power 0.8: 4 "
+    )
+    assert program.blinded(solved({"scratch": scratch, "vw2": worse}), FAMILY) == text
+    few = solved({"scratch": scratch, "vw2": trained[:3]})
+    assert program.blinded(few, FAMILY) == "family x: its rows have 3 seeds in common, 4 are needed"
+    assert program.blinded(solved({"vw2": trained}), FAMILY) == "family x: one row alone has no differences"
+
+
+def test_the_commands_of_the_queue_and_the_page(tmp_path, page, capsys):
+    (tmp_path / "jobs").mkdir()
+    out = ["--out", str(tmp_path)]
+    program.main(["pause", *out])
+    program.main(["left", *out, "--families", "b", "e", "--assets", "x"])
+    # Kinds in the order in which they are run.
+    assert re.search(
+        r"\d+ jobs and 0\.0 hours left, without record/D_several, frames/.*: never run; paused\n",
+        capsys.readouterr().out,
+    )
+    program.main(["resume", *out])
+    program.main(["blinded", *out, "--families", "a"])
+    assert "family a: its rows have 0 seeds in common, 4 are needed" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"configs/experiment/finetune/b_pixels\.yaml is missing"):
+        program.main(["missing", "--families", "b"])
+    with pytest.raises(SystemExit, match="the plan is not ready"):
+        program.main(["run", *out])
+    with pytest.raises(SystemExit, match="nothing is kept"):
+        program.main(["keep", *out, "--archive", str(tmp_path / "archive")])
+    program.main(["page", "--archive", str(tmp_path / "archive"), "--page", str(page)])
+    assert "| `c/vw2` − `c/scratch` | 0 | not run | – | – | undecided | – |" in page.read_text()
+    assert len(list((tmp_path / "figures").iterdir())) == len(FAMILIES)
+    with pytest.raises(SystemExit) as status:
+        program.main(["pause", *out, "false"])
+    assert status.value.code == 1

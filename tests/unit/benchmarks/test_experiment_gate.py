@@ -61,6 +61,10 @@ def test_a_seed_passes_by_its_video_model_and_its_acting_mode(files, capsys):
         ({"video": {"explained_change_t0.97": 0.49}}, "explained change on D is 0.49, needed 0.5"),
         ({"video": {"explained_change_decoder": 0.9}}, "explained change over the decoder's on D is 0.67, needed 0.7"),
         ({"video": {"shuffle_ratio_no_control": 1.0}}, "shuffle ratio on D is 1.00, needed 2"),
+        (
+            {"video": {"explained_change_t0.97": None}},
+            "explained change on D is not known, needed 0.5; explained change over the decoder's on D is not known.*",
+        ),
         ({"has_video": False}, "the dLDM has no video model"),
         ({"encoder_hash": "other"}, "the report is of another dLDM than the policy's"),
         ({"head": TUNED | {"acting": "none"}}, r"the policy decodes no codes in control \(acting=none\)"),
