@@ -1,4 +1,4 @@
-"""The archive of finished experiments: outcomes of all rollouts, probe reports and notes of all jobs, in six files.
+"""The archive of finished experiments: outcomes of all rollouts, probe reports and notes of all jobs, in seven files.
 
     jobs.jsonl      a job a line: program, arguments, settings, commit, seconds
     single.csv      a rollout of a single task a row: job, sequence, seed, subtasks solved, env steps of each attempt
@@ -6,6 +6,7 @@
     starts.jsonl    initial state and subtasks of every `sequence` number, by protocol
     tasks.json      the instruction of every task
     probes.jsonl    a report of vw2-probe-latents a line
+    failed.jsonl    a job that failed a line, with the reason
 
 docs/results.md is written from it. Checkpoints and recordings stay where they were made. Runs of several machines add
 up: `keep` adds finished jobs to those that are there.
@@ -49,6 +50,7 @@ class Archive:
     jobs: dict[str, Note] = field(default_factory=dict)
     rollouts: dict[str, list[Row]] = field(default_factory=dict)
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Note] = field(default_factory=dict)
 
     def rows(self, job: str) -> list[Row]:
         """Return the rollouts of a job; none where it is not finished."""
@@ -56,16 +58,20 @@ class Archive:
 
 
 def finished_jobs(out: Path) -> Archive:
-    """Return what the finished jobs in a folder of runs left, with `OUT` for the folder itself."""
+    """Return what the finished and failed jobs in a folder of runs left, with `OUT` for the folder itself."""
     found = Archive()
     for file in sorted((out / "jobs").glob("*.json")):
         name = file.stem.replace("__", "/")
         note = read_note(out, name)
-        if note is None or not note["done"]:
+        if note is None or not (note["done"] or "reason" in note):
             continue
         # The archive names no folder of the machine that the jobs ran on.
         arguments = [argument.replace(str(out), OUT) for argument in note["arguments"]]
-        found.jobs[name] = {key: value for key, value in note.items() if key != "done"} | {"arguments": arguments}
+        kept = {key: value for key, value in note.items() if key != "done"} | {"arguments": arguments}
+        if not note["done"]:
+            found.failed[name] = kept | {"reason": note["reason"].replace(str(out), OUT)}
+            continue
+        found.jobs[name] = kept
         if rows := read_rows(out / name / "results.jsonl"):
             found.rollouts[name] = sorted(rows, key=lambda row: row["sequence"])
         report = out / name / "latent_report.json"
@@ -85,6 +91,8 @@ def keep(out: Path, folder: Path) -> None:
         raise SystemExit(f"none of the jobs in {out} is done; nothing is kept")
     archive = read_archive(folder)
     archive.jobs |= found.jobs
+    archive.failed |= found.failed
+    archive.failed = {name: note for name, note in archive.failed.items() if name not in archive.jobs}
     archive.rollouts |= found.rollouts
     archive.probes |= found.probes
     add_settings(archive)
@@ -101,6 +109,8 @@ def read_archive(folder: Path) -> Archive:
         archive.jobs[note.pop("job")] = note
     for line in _read_lines(folder / "probes.jsonl"):
         archive.probes[line["job"]] = line["report"]
+    for note in _read_lines(folder / "failed.jsonl"):
+        archive.failed[note.pop("job")] = note
     # Rows refer to starts by number, so that 340 starts are stored once and not for every job.
     starts = {(line["protocol"], line["sequence"]): line for line in _read_lines(folder / "starts.jsonl")}
     tasks = folder / "tasks.json"
@@ -152,7 +162,8 @@ def write_archive(archive: Archive, folder: Path) -> None:
             steps = " ".join(map(str, row["env_steps"]))
             tables[protocol].append((job, number, row["seed"], row["solved"], steps))
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "jobs.jsonl", ({"job": name, **note} for name, note in sorted(archive.jobs.items())))
+    for file, notes in (("jobs.jsonl", archive.jobs), ("failed.jsonl", archive.failed)):
+        _write_lines(folder / file, ({"job": name, **note} for name, note in sorted(notes.items())))
     probes = sorted(archive.probes.items())
     _write_lines(folder / "probes.jsonl", ({"job": name, "report": report} for name, report in probes))
     _write_lines(folder / "starts.jsonl", (starts[key] for key in sorted(starts)))

@@ -79,8 +79,10 @@ def measures_of(report: Mapping[str, Any], name: str) -> dict[str, float | None]
     mean, pixels_mean = codes["mean"], pixels["mean"]
     return {
         "explained change": explained,
-        # Of a decoder that explains nothing there is no share.
-        "explained change over the decoder's": explained / decoder if decoder > 0 else None,
+        # Of a decoder that explains nothing there is no share, nor where a loss was not finite.
+        "explained change over the decoder's": explained / decoder
+        if explained is not None and (decoder or 0) > 0
+        else None,
         "shuffle ratio": video[SHUFFLE_RATIO],
         **{f"R2 {column}": codes[column] for column in ("translation", *ROTATIONS_AND_GRIPPER)},
         "R2 above quantized pixel differences": None if mean is None or pixels_mean is None else mean - pixels_mean,

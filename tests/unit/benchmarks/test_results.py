@@ -1,7 +1,6 @@
-"""The reference experiment: order and failures of its queue, its archive, and the page from it."""
+"""The reference experiment: its plan, its archive, and the page from it."""
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are n
 from benchmarks.results.__main__ import is_below
 from benchmarks.results.archive import Archive, add_settings, finished_jobs, keep, read_archive
 from benchmarks.results.configs import ABSENT, COMMANDS, compared_jobs
-from benchmarks.results.job_queue import Job, Queue, read_note
 from benchmarks.results.page import codes_section, write_page
 from benchmarks.results.plan import METHODS, RUN_STAGES, Plan, planned
 from benchmarks.results.policies import few_section
@@ -24,76 +22,6 @@ from vw2_robot.rollouts.results import read_rows
 
 REPO = Path(__file__).resolve().parents[3]
 ARCHIVE = REPO / "benchmarks" / "results" / "archive"
-
-WORKER = """
-import sys, time
-from pathlib import Path
-log, name, *rest = sys.argv[1:]
-with open(log, "a") as file:
-    file.write(f"begin {name}\\n")
-time.sleep(0.3)
-with open(log, "a") as file:
-    file.write(f"end {name}\\n")
-sys.exit(3 if "fail" in rest and not Path(rest[-1]).exists() else 0)
-"""
-
-
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    (tmp_path / "queue_worker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def make(name, *arguments, **options):
-        return Job(name, "queue_worker", (str(tmp_path / "log"), name, *arguments), **options)
-
-    return make
-
-
-def events(tmp_path):
-    return (tmp_path / "log").read_text().splitlines()
-
-
-def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job, tmp_path):
-    jobs = [job("last", needs=("a/first", "b")), job("a/first"), job("b"), job("big", exclusive=True, needs=("b",))]
-    Queue(tmp_path, parallel=2).run(jobs)
-    seen = events(tmp_path)
-    assert {*seen[:2]} == {"begin a/first", "begin b"}
-    assert max(seen.index("end a/first"), seen.index("end b")) < seen.index("begin last")
-    at = seen.index("begin big")
-    assert seen[at + 1] == "end big"
-    note = read_note(tmp_path, "a/first")
-    assert note["done"]
-    assert note["seconds"] >= 0.3
-    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", note["commit"])
-
-
-def test_nothing_passes_a_job_that_waits_for_all_cores(job, tmp_path):
-    Queue(tmp_path, parallel=2).run([job("first"), job("big", exclusive=True), job("small")])
-    assert events(tmp_path) == [f"{what} {name}" for name in ("first", "big", "small") for what in ("begin", "end")]
-
-
-def test_what_is_done_is_not_run_again_and_refused_with_other_arguments(job, tmp_path):
-    Queue(tmp_path, parallel=1).run([job("one")])
-    Queue(tmp_path, parallel=1).run([job("one"), job("two", needs=("one",))])
-    assert events(tmp_path) == ["begin one", "end one", "begin two", "end two"]
-    with pytest.raises(SystemExit, match=r"one was done with other arguments \(steps=2\)"):
-        Queue(tmp_path, parallel=1).run([job("one", "steps=2")])
-
-
-def test_a_failure_stops_the_queue_and_the_next_call_goes_on(job, tmp_path):
-    jobs = [job("bad", "fail", str(tmp_path / "mended")), job("after", needs=("bad",))]
-    with pytest.raises(SystemExit, match=r"bad failed; see .*bad\.log, then start again"):
-        Queue(tmp_path, parallel=1).run(jobs)
-    assert not read_note(tmp_path, "bad")["done"]
-    (tmp_path / "mended").touch()
-    Queue(tmp_path, parallel=1).run(jobs)
-    assert events(tmp_path)[-1] == "end after"
-    assert read_note(tmp_path, "bad")["seconds"] >= 0.6  # both attempts
-
-
-def test_a_missing_need_is_named(job, tmp_path):
-    with pytest.raises(SystemExit, match="one needs zero, which is not done; run the stage before"):
-        Queue(tmp_path, parallel=1).run([job("one", needs=("zero",))])
 
 
 def test_every_job_of_the_plan_has_a_unique_name_and_needs_jobs_of_the_plan(tmp_path):
@@ -146,7 +74,15 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
     assert (tmp_path / "kept.md").read_text() == (tmp_path / "one.md").read_text()
     keep(other, kept)
     files = sorted(path.name for path in kept.rglob("*"))
-    assert files == ["chains.csv", "jobs.jsonl", "probes.jsonl", "single.csv", "starts.jsonl", "tasks.json"]
+    assert files == [
+        "chains.csv",
+        "failed.jsonl",
+        "jobs.jsonl",
+        "probes.jsonl",
+        "single.csv",
+        "starts.jsonl",
+        "tasks.json",
+    ]
     assert not any(str(tmp_path) in (kept / file).read_text() for file in files)
     archive = read_archive(kept)
     assert sorted(archive.jobs) == ["probe/seed_1", "single/vw2_10/seed_0", "single/vw2_10/seed_1"]
@@ -156,6 +92,15 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
         name = f"single/vw2_10/seed_{seed}"
         assert archive.rows(name) == read_rows(out / name / "results.jsonl")
     assert archive.rows("single/oracle_10/seed_0") == []
+    assert archive.failed == {}
+    note = one / "jobs" / "single__oracle_10__seed_0.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"status": 1, "reason": f"no {one}/policy"}))
+    keep(one, kept)
+    (failed,) = read_archive(kept).failed.items()
+    assert (failed[0], failed[1]["reason"]) == ("single/oracle_10/seed_0", "no RESULTS/policy")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"done": True}))
+    keep(one, kept)
+    assert read_archive(kept).failed == {}
     with pytest.raises(SystemExit, match="is done; nothing is kept"):
         keep(tmp_path / "nothing", kept)
 
