@@ -206,7 +206,8 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
     """Return the operating system's error behind an exception, with the file's name.
 
     safetensors reports a full disk as "... (os error 28)" in an exception of its own, TensorFlow as text, NumPy's
-    `tofile` as an OSError without a number, and Python's file objects without the name of the file.
+    `tofile` as an OSError without a number (of two kinds: noticed before and while writing), and Python's file objects
+    without the name of the file.
 
     Returns:
         None if the error has a file name already, or is of another kind.
@@ -216,7 +217,7 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(path))
-    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written|Not enough free space", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return None if isinstance(error, InputError) else full_disk_error(str(error), path)
 

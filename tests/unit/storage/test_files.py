@@ -65,6 +65,7 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_the_return(
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError("12288 requested and 0 written"),
+        OSError("Not enough free space to write 41250816 bytes"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("/out/.x.tmp/train.tfrecord-00000; No space left on device"),
     ],
