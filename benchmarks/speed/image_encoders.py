@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.image_encoders --sides 64 96 128
 
-`pixels` is as in model=tiny, with blocks proportional to the side; `pretrained` has random weights, which cost the same.
+`pixels` is as in model=tiny, with blocks proportional to the side; `pretrained` has random weights, which cost as much.
 All encoders of a side run in turn in every round.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -37,15 +38,11 @@ def encoders(side: int) -> dict[str, PixelTokens | PretrainedTokens]:
     return found
 
 
-def cpu_ms(work: Callable[[], object]) -> Callable[[], float]:
-    """Return a function that does the work and returns its CPU time."""
-
-    def run() -> float:
-        begin = time.process_time()
-        work()
-        return 1000 * (time.process_time() - begin)
-
-    return run
+def cpu_ms(work: Callable[[], object]) -> float:
+    """Do the work and return its CPU time."""
+    begin = time.process_time()
+    work()
+    return 1000 * (time.process_time() - begin)
 
 
 def training(encoder: nn.Module, image: Tensor, instruction: Tensor) -> None:
@@ -88,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         image, instruction = torch.rand(BATCH, 3, side, side) * 2 - 1, torch.randn(BATCH, WIDTH)
         compared = encoders(side)
         ways = {
-            (name, work.__name__): cpu_ms(lambda work=work, encoder=encoder: work(encoder, image, instruction))
+            (name, work.__name__): partial(cpu_ms, partial(work, encoder, image, instruction))
             for name, encoder in compared.items()
             for work in (training, control)
         }
@@ -96,11 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, encoder in compared.items():
             step, call = (median(rounds.costs[name, work.__name__]) for work in (training, control))
             weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-            kept = kept_mib(encoder, image, instruction)
-            print(
-                f"{side:<6}{name:<46}{encoder.count:>8}{weights:>10.2f} M{step:>14.0f} ms{kept:>6.0f} MiB{call:>7.1f} ms",
-                flush=True,
-            )
+            kept = f"{kept_mib(encoder, image, instruction):.0f} MiB"
+            cells = f"{encoder.count:>8}{weights:>10.2f} M{step:>14.0f} ms{kept:>10}{call:>7.1f} ms"
+            print(f"{side:<6}{name:<46}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ NORM_EPSILON = 1e-3
 PIXEL_SCALE, PIXEL_SHIFT = 127.5 / 128, 0.5 / 128
 
 
-class Stage(NamedTuple):
+class LiteStage(NamedTuple):
     """Blocks of equal width, of which the first changes channels and side."""
 
     channels: int
@@ -45,13 +45,13 @@ class Stage(NamedTuple):
 
 STEM = 32
 STAGES = (
-    Stage(16, 1, 3, 1, 1),
-    Stage(24, 2, 3, 2, 6),
-    Stage(40, 2, 5, 2, 6),
-    Stage(80, 3, 3, 2, 6),
-    Stage(112, 3, 5, 1, 6),
-    Stage(192, 4, 5, 2, 6),
-    Stage(320, 1, 3, 1, 6),
+    LiteStage(16, 1, 3, 1, 1),
+    LiteStage(24, 2, 3, 2, 6),
+    LiteStage(40, 2, 5, 2, 6),
+    LiteStage(80, 3, 3, 2, 6),
+    LiteStage(112, 3, 5, 1, 6),
+    LiteStage(192, 4, 5, 2, 6),
+    LiteStage(320, 1, 3, 1, 6),
 )
 # Layer of a block -> names of its convolution and of the norm after it in the file.
 NAMES = {
@@ -83,7 +83,7 @@ class Block(nn.Module):
         stride: 1 or 2.
     """
 
-    def __init__(self, channels: int, stage: Stage, *, stride: int) -> None:
+    def __init__(self, channels: int, stage: LiteStage, *, stride: int) -> None:
         super().__init__()
         inside = channels * stage.expansion
         self.expand = Convolution(channels, inside) if stage.expansion > 1 else None

@@ -99,8 +99,8 @@ class LatentPolicy(nn.Module):
                 self.image = PretrainedTokens(
                     config.image_px,
                     width,
-                    stages=config.image_stages,
-                    frozen=config.image_frozen,
+                    stages=config.pretrained_stages,
+                    frozen=config.frozen_stages,
                     imagenet=imagenet,
                 )
             elif config.image == "features":

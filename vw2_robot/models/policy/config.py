@@ -100,11 +100,11 @@ class PolicyConfig:
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
     image_block: Count = 1
     """pixels: side of the square of pixels that is one place before the first convolution"""
-    image_stages: Count = 5
+    image_stages: Count | None = None
     """pretrained: stages of the network, 1 to 7; the output of the last is the image tokens, one for each square of 16
-    pixels after stages 4 and 5, of 32 after 6 and 7"""
-    image_frozen: int = 0
-    """pretrained: stages that keep their ImageNet weights, with the convolution before them; 0: all layers train"""
+    pixels after stages 4 and 5, of 32 after 6 and 7; null: 5"""
+    image_frozen: Count | None = None
+    """pretrained: stages that keep their ImageNet weights, with the convolution before them; null: all layers train"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
@@ -129,10 +129,10 @@ class PolicyConfig:
             )
         if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
             raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
-        if not 0 <= self.image_frozen <= self.image_stages <= PRETRAINED_STAGES:
+        if not self.frozen_stages <= self.pretrained_stages <= PRETRAINED_STAGES:
             raise ValueError(
-                f"policy.image_stages must lie in 1..{PRETRAINED_STAGES} and policy.image_frozen in 0..image_stages, "
-                f"found {self.image_stages} and {self.image_frozen}"
+                f"policy.image_stages must lie in 1..{PRETRAINED_STAGES} and policy.image_frozen not above it, found "
+                f"{self.pretrained_stages} and {self.frozen_stages}"
             )
         if self.image == "pretrained" and self.image_px % 2**PRETRAINED_HALVINGS:
             raise ValueError(
@@ -150,6 +150,17 @@ class PolicyConfig:
             )
         if self.image == "vlm" and self.backbone.weights is None:
             raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
+
+    # Null in the configuration by default, as in runs from before there were these keys.
+    @property
+    def pretrained_stages(self) -> int:
+        """Stages of the pretrained image encoder."""
+        return self.image_stages or 5
+
+    @property
+    def frozen_stages(self) -> int:
+        """Stages of it that do not train."""
+        return self.image_frozen or 0
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,13 @@ DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
 def modulation(width: int, channels: int) -> nn.Linear:
     """Return the layer that makes scale and shift of channels from the instruction; it starts as the identity (FiLM).
 
-    FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. The layer has the paper's
-    name, in state dicts too: `film`.
+    FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. In `Halving` the layer has the
+    paper's name, in state dicts too: `self.film`.
     """
-    film = nn.Linear(width, 2 * channels)
-    nn.init.zeros_(film.weight)
-    nn.init.zeros_(film.bias)
-    return film
+    scale_and_shift = nn.Linear(width, 2 * channels)
+    nn.init.zeros_(scale_and_shift.weight)
+    nn.init.zeros_(scale_and_shift.bias)
+    return scale_and_shift
 
 
 def modulated(x: Float[Tensor, "B c h w"], scale_and_shift: Float[Tensor, "B 2c"]) -> Float[Tensor, "B c h w"]:
@@ -138,7 +138,7 @@ class PretrainedTokens(nn.Module):
         used = STAGES[:stages]
         self.count = (side // math.prod(stage.stride for stage in used) // 2) ** 2  # the stem halves too
         self.instruction = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
-        self.film = nn.ModuleDict(
+        self.modulations = nn.ModuleDict(
             {
                 str(number): modulation(width, stage.channels)
                 for number, stage in enumerate(used)
@@ -162,8 +162,8 @@ class PretrainedTokens(nn.Module):
             # Frozen also for a caller who asks for gradients of every parameter.
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.frozen):
                 x = self.network.of_stage(number, x)
-            if str(number) in self.film:
-                x = modulated(x, self.film[str(number)](instruction))
+            if str(number) in self.modulations:
+                x = modulated(x, self.modulations[str(number)](instruction))
         out: Tensor = self.project(self.norm(rearrange(x, "b c h w -> b (h w) c"))) + self.position
         return out
 
