@@ -2,10 +2,10 @@
 
 Place in the flow: under `ar_policy.py`. `image: pixels | pretrained | features | discrete`:
 
-    PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
-    PretrainedTokens EfficientNet-Lite0 with ImageNet weights, trained from some stage on    soft tokens
-    FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
-    DiscreteTokens   a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
+    PixelTokens       a small convolution stack that knows the instruction, trained with the policy    soft tokens
+    PretrainedTokens  EfficientNet-Lite0 with ImageNet weights, trained from some stage on    soft tokens
+    FeatureTokens     f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
+    DiscreteTokens    a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
 
 Soft tokens enter the sequence as embeddings, ids through rows of the extended vocabulary.
 """
