@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from vw2_robot.command_line import entry_points
+from vw2_robot.models.efficientnet import read_imagenet_weights
 
 from .cache_frames import open_frames
 from .config import PretrainConfig
@@ -26,6 +27,8 @@ STAGES = {"vdm": train_vdm, "dldm": train_dldm, "latents": extract_latents, "pol
 def pretrain_on_openx(config: PretrainConfig) -> None:
     """Run the stages of `config.stages` that are not complete."""
     config.hardware.torch_device()  # raises before hours of decoding where the device is missing
+    if config.policy.image == "pretrained" and "policy" in config.stages:
+        read_imagenet_weights()  # likewise where their package is missing
     frame_cache = open_frames(config)
     episodes = frame_cache.episodes
     without = episodes.texts("instruction").count("")

@@ -101,3 +101,23 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
         ]
 
     return overrides
+
+
+@pytest.fixture(scope="session")
+def pretrained(miniature: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished miniature chain without interruptions; tests copy what they change."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    from vw2_robot.command_line.config_tree import config_from
+    from vw2_robot.pretrain import extract_latents
+    from vw2_robot.pretrain.config import PretrainConfig
+    from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
+
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        tree = compose("pretrain", miniature(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
+        pretrain_on_openx(config_from(PretrainConfig, OmegaConf.to_container(tree, resolve=True)))
+    return folder

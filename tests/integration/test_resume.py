@@ -55,16 +55,6 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
 
 
-@pytest.fixture(scope="module")
-def pretrained(miniature, tmp_path_factory):
-    """A run without interruptions."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
-        pretrain_on_openx(configure(PretrainConfig, "pretrain", miniature(folder)))
-    return folder
-
-
 class Kill(BaseException):
     """Stands for the end of the process: nothing in the programs catches it."""
 

@@ -44,7 +44,7 @@ WAYS = {
 @pytest.fixture
 def configured(configure, pretrained):
     def make(data, way, **change):
-        settings = dict(WAYS[way])
+        settings = {key: value for name in way.split(" + ") for key, value in WAYS[name].items()}
         if way == "scratch":
             settings["network"] = NetworkConfig(like=str(pretrained))
         return configure(data, **{**settings, **change})
@@ -65,7 +65,24 @@ def observation():
     return {"images": {"static": image}, "prompt": "do 1"}
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "no code loss"])
+# Every source of codes once, with a preset, a gripper loss or video beside it that keeps what it needs by itself.
+TOGETHER = (
+    "full",
+    "ground_truth + head",
+    "expected + bce",
+    "sampled + last_n",
+    "schedule + lora",
+    "parallel + unlabeled",
+    "none",
+    "scratch",
+)
+
+
+def test_every_way_is_resumed():
+    assert {name for way in TOGETHER for name in way.split(" + ")} == set(WAYS) - {"no code loss"}
+
+
+@pytest.mark.parametrize("way", TOGETHER)
 def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
     data = write_calvin()
     loop = replace(configured(data, way).loop, train_steps=4, save_every=2, keep_every=1)

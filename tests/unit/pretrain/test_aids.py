@@ -34,6 +34,7 @@ def preset_of(name: str) -> DictConfig:
     return tree
 
 
+@functools.cache
 def configured(preset: str, *overrides: str, experiment: str | None = None) -> PretrainConfig:
     """The configuration at that size, with an experiment laid over it as Hydra does (`tests/test_configs.py`)."""
     layers = []

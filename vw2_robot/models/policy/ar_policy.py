@@ -35,7 +35,7 @@ from ..precision import at_least_float32
 from .backbone import Backbone
 from .config import PolicyConfig, Sampling
 from .decoding import Decoded, Decoding, Prompt
-from .image_tokens import DiscreteTokens, FeatureTokens, PixelTokens
+from .image_tokens import DiscreteTokens, FeatureTokens, PixelTokens, PretrainedTokens
 from .vocabulary import NULL_TOKEN
 
 __all__ = ["NULL_CODE", "Decoded", "Decoding", "LatentPolicy", "Prompt"]
@@ -53,12 +53,14 @@ class LatentPolicy(nn.Module):
         dldm: its encoder is copied with `image: features`; not read otherwise.
         description: content of a checkpoint's backbone.json, see `Backbone`.
         null_token: false for a checkpoint from before there was a null token.
+        imagenet: `image: pretrained` reads its ImageNet weights; false where a checkpoint's weights replace all.
 
     Raises:
-        InputError: the backbone's weights cannot be loaded, or `image: features` comes without a dLDM.
+        InputError: the weights of backbone or image encoder cannot be loaded, or `image: features` comes without a
+            dLDM.
     """
 
-    image: PixelTokens | FeatureTokens | DiscreteTokens | None
+    image: PixelTokens | PretrainedTokens | FeatureTokens | DiscreteTokens | None
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class LatentPolicy(nn.Module):
         dldm: DLDM | None = None,
         description: dict[str, Any] | None = None,
         null_token: bool = True,
+        imagenet: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -92,6 +95,14 @@ class LatentPolicy(nn.Module):
             width = self.backbone.width
             if config.image == "pixels":
                 self.image = PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
+            elif config.image == "pretrained":
+                self.image = PretrainedTokens(
+                    config.image_px,
+                    width,
+                    stages=config.pretrained_stages,
+                    frozen=config.frozen_stages,
+                    imagenet=imagenet,
+                )
             elif config.image == "features":
                 if dldm is None:
                     raise InputError(
@@ -127,7 +138,14 @@ class LatentPolicy(nn.Module):
             generator = torch.Generator().manual_seed(0)  # every weight is replaced
             stored = checkpoint.files.get("tokens", {})
             null_token = NULL_TOKEN in stored.get("special", (NULL_TOKEN,))
-            policy = cls(config, generator=generator, dldm=dldm, description=description, null_token=null_token)
+            policy = cls(
+                config,
+                generator=generator,
+                dldm=dldm,
+                description=description,
+                null_token=null_token,
+                imagenet=False,
+            )
             checkpoint.load_into(policy=policy)
             vocabulary = policy.backbone.vocabulary.to_json()
             if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
@@ -203,7 +221,7 @@ class LatentPolicy(nn.Module):
         # All tokens in one look-up: each has a gradient as large as the table.
         length = before.shape[1]
         around = backbone.embed(torch.cat([before, after], dim=1))
-        if isinstance(self.image, PixelTokens):
+        if isinstance(self.image, PixelTokens | PretrainedTokens):
             # The mean embedding of each instruction's tokens; of `<instr>` where there are none. One flat row of
             # tokens, summed per sample: the result does not depend on the padding of the batch.
             end = length - 2  # before </instr> and <img>

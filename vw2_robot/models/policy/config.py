@@ -21,6 +21,9 @@ DECODING: tuple[Acting, ...] = ("expected", "sampled", "argmax")
 NORM_GROUPS = 8
 """of the norms between the image convolutions"""
 MAX_IMAGE_PX = 4096
+PRETRAINED_STAGES = 7
+PRETRAINED_HALVINGS = 5
+"""of the pretrained image encoder: each expects an even side"""
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,21 @@ class PolicyConfig:
     """Backbone, image input and prompt layout. Defaults: the embedded tiny policy."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
-    """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
-    tokenizer's ids; vlm: the image encoder of backbone.weights, a vision-language model"""
+    image: Literal["pixels", "pretrained", "features", "discrete", "vlm"] = "pixels"
+    """pixels: a small trainable convolution stack; pretrained: EfficientNet-Lite0 with ImageNet weights, from a package
+    of others; features: f_0 of the frozen dLDM encoder; discrete: a fixed tokenizer's ids; vlm: the image encoder of
+    backbone.weights, a vision-language model"""
     image_px: Count = 64
     """side of the square image that the policy gets"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
     image_block: Count = 1
     """pixels: side of the square of pixels that is one place before the first convolution"""
+    image_stages: Count | None = None
+    """pretrained: stages of the network, 1 to 7; the output of the last is the image tokens, one for each square of 16
+    pixels after stages 4 and 5, of 32 after 6 and 7; null: 5"""
+    image_frozen: Count | None = None
+    """pretrained: stages that keep their ImageNet weights, with the convolution before them; null: all layers train"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
@@ -120,6 +129,16 @@ class PolicyConfig:
             )
         if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
             raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
+        if not self.frozen_stages <= self.pretrained_stages <= PRETRAINED_STAGES:
+            raise ValueError(
+                f"policy.image_stages must lie in 1..{PRETRAINED_STAGES} and policy.image_frozen not above it, found "
+                f"{self.pretrained_stages} and {self.frozen_stages}"
+            )
+        if self.image == "pretrained" and self.image_px % 2**PRETRAINED_HALVINGS:
+            raise ValueError(
+                f"policy.image_px must be a multiple of {2**PRETRAINED_HALVINGS} with image=pretrained, found "
+                f"{self.image_px}"
+            )
         if self.image_grid < 1 or self.image_patch < 2:
             raise ValueError(
                 "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
@@ -131,6 +150,17 @@ class PolicyConfig:
             )
         if self.image == "vlm" and self.backbone.weights is None:
             raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
+
+    # Null in the configuration by default, as in runs from before there were these keys.
+    @property
+    def pretrained_stages(self) -> int:
+        """Stages of the pretrained image encoder."""
+        return self.image_stages or 5
+
+    @property
+    def frozen_stages(self) -> int:
+        """Stages of it that do not train."""
+        return self.image_frozen or 0
 
 
 @dataclass(frozen=True)

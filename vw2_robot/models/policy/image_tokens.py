@@ -1,10 +1,11 @@
-"""Image tokenizers of the policy's prompt: three ways that need no vision-language model.
+"""Image tokenizers of the policy's prompt: four ways that need no vision-language model.
 
-Place in the flow: under `ar_policy.py`. `image: pixels | features | discrete`:
+Place in the flow: under `ar_policy.py`. `image: pixels | pretrained | features | discrete`:
 
-    PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
-    FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
-    DiscreteTokens   a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
+    PixelTokens       a small convolution stack that knows the instruction, trained with the policy    soft tokens
+    PretrainedTokens  EfficientNet-Lite0 with ImageNet weights, trained from some stage on    soft tokens
+    FeatureTokens     f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
+    DiscreteTokens    a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
 
 Soft tokens enter the sequence as embeddings, ids through rows of the extended vocabulary.
 """
@@ -13,6 +14,7 @@ Soft tokens enter the sequence as embeddings, ids through rows of the extended v
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from ..dldm.dldm import DLDM
 from ..dldm.fsq import FSQ
+from ..efficientnet import STAGES, EfficientNetLite0, read_imagenet_weights
 from ..video.video_codec import dct_basis
 from .config import NORM_GROUPS
 
@@ -31,26 +34,36 @@ DISCRETE_LEVELS = (8, 5, 5, 5, 5)
 DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
 
 
-class Halving(nn.Module):
-    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU.
+def modulation(width: int, channels: int) -> nn.Linear:
+    """Return the layer that makes scale and shift of channels from the instruction; it starts as the identity (FiLM).
 
-    FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. The layer that makes scale and
-    shift has the paper's name, in state dicts too: `self.film`.
+    FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. In `Halving` the layer has the
+    paper's name, in state dicts too: `self.film`.
     """
+    scale_and_shift = nn.Linear(width, 2 * channels)
+    nn.init.zeros_(scale_and_shift.weight)
+    nn.init.zeros_(scale_and_shift.bias)
+    return scale_and_shift
+
+
+def modulated(x: Float[Tensor, "B c h w"], scale_and_shift: Float[Tensor, "B 2c"]) -> Float[Tensor, "B c h w"]:
+    """Return features with their channels scaled and shifted as the output of `modulation` says."""
+    scale, shift = scale_and_shift[..., None, None].chunk(2, dim=1)
+    return x * (1 + scale) + shift
+
+
+class Halving(nn.Module):
+    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU."""
 
     def __init__(self, channels: int, out: int, width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(NORM_GROUPS, out)
-        self.film = nn.Linear(width, 2 * out)
-        # FiLM starts as the identity: scale and shift of zero.
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        self.film = modulation(width, out)
 
     def forward(self, x: Float[Tensor, "B c H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
         """Return the features of half the side; an untrained layer ignores the instruction."""
-        scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
-        return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
+        return F.silu(modulated(self.norm(self.convolution(x)), self.film(instruction)))
 
 
 class PixelTokens(nn.Module):
@@ -95,6 +108,63 @@ class PixelTokens(nn.Module):
         for halving in self.halvings:
             x = halving(x, instruction)
         out: Tensor = self.project(rearrange(x, "b c h w -> b (h w) c")) + self.position
+        return out
+
+
+class PretrainedTokens(nn.Module):
+    """Image -> a grid of soft tokens: features of EfficientNet-Lite0, whose channels the instruction modulates.
+
+    The outputs of the stages that train, and of the last one that does not, are modulated by FiLM.
+
+    Args:
+        side: of the square image, in pixels.
+        width: D, of the tokens.
+        stages: of the network; the last one's output becomes tokens.
+        frozen: stages that never train, with the stem before them.
+        imagenet: read the ImageNet weights; false where a checkpoint's weights replace all.
+
+    Raises:
+        InputError: the package with the weights is not installed.
+    """
+
+    def __init__(self, side: int, width: int, *, stages: int, frozen: int, imagenet: bool) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.network = EfficientNetLite0(stages)
+        if imagenet:
+            self.network.load(read_imagenet_weights())
+        for parameter in self.network.parameters_of_stages(frozen):
+            parameter.requires_grad_(False)
+        used = STAGES[:stages]
+        self.count = (side // math.prod(stage.stride for stage in used) // 2) ** 2  # the stem halves too
+        self.instruction = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.modulations = nn.ModuleDict(
+            {
+                str(number): modulation(width, stage.channels)
+                for number, stage in enumerate(used)
+                if number >= frozen - 1
+            }
+        )
+        self.norm = nn.LayerNorm(used[-1].channels)
+        self.project = nn.Linear(used[-1].channels, width)
+        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
+        """Return soft tokens.
+
+        Args:
+            image: pixels in [-1, 1].
+            instruction: mean embedding of the instruction's tokens.
+        """
+        instruction = self.instruction(instruction)
+        x = image.contiguous(memory_format=torch.channels_last)
+        for number in range(len(self.network.stages)):
+            # Frozen also for a caller who asks for gradients of every parameter.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.frozen):
+                x = self.network.of_stage(number, x)
+            if str(number) in self.modulations:
+                x = modulated(x, self.modulations[str(number)](instruction))
+        out: Tensor = self.project(self.norm(rearrange(x, "b c h w -> b (h w) c"))) + self.position
         return out
 
 

@@ -29,6 +29,7 @@ TINY = PolicyConfig(
     image_grid=2,
     image_patch=4,
 )
+PRETRAINED = replace(TINY, image="pretrained", image_px=32)
 INSTRUCTIONS = ["push", "pull the drawer"]
 
 
@@ -39,7 +40,8 @@ def dldm(seed=0):
 
 def build(image, *, teacher=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return LatentPolicy(replace(TINY, image=image), generator=generator, dldm=teacher).eval()
+    config = PRETRAINED if image == "pretrained" else replace(TINY, image=image)
+    return LatentPolicy(config, generator=generator, dldm=teacher, imagenet=False).eval()
 
 
 def images(batch=2, side=16, seed=0):
@@ -49,15 +51,16 @@ def images(batch=2, side=16, seed=0):
 def train_once(policy):
     codes = torch.zeros(2, 1, 4).long()
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
-    states = policy.states(policy.prompt(INSTRUCTIONS, images()), codes)
+    states = policy.states(policy.prompt(INSTRUCTIONS, images(side=policy.config.image_px)), codes)
     policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))[0].backward()
     optimizer.step()
 
 
-@pytest.mark.parametrize(("image", "count"), [("pixels", 4), ("features", 4), ("discrete", 16)])
+@pytest.mark.parametrize(("image", "count"), [("pixels", 4), ("pretrained", 4), ("features", 4), ("discrete", 16)])
 def test_every_way_fills_its_places_between_img_tokens_and_matters(image, count):
     policy = build(image, teacher=dldm())
-    prompt, other = (policy.prompt(INSTRUCTIONS, images(seed=seed)) for seed in (0, 1))
+    px = policy.config.image_px
+    prompt, other = (policy.prompt(INSTRUCTIONS, images(side=px, seed=seed)) for seed in (0, 1))
     assert prompt.inputs.shape == (2, 2 + len(INSTRUCTIONS[1]) + 2 + count + 2, 32)
     image = slice(-2 - count, -2)
     assert not torch.equal(prompt.inputs[:, image], other.inputs[:, image])
@@ -68,9 +71,10 @@ def test_every_way_fills_its_places_between_img_tokens_and_matters(image, count)
     assert not torch.equal(*states)
 
 
-def test_an_untrained_policy_sees_the_same_image_whatever_is_asked_and_learns_to_choose():
-    policy = build("pixels")
-    one = images(1).expand(2, -1, -1, -1)
+@pytest.mark.parametrize("way", ["pixels", "pretrained"])
+def test_an_untrained_policy_sees_the_same_image_whatever_is_asked_and_learns_to_choose(way):
+    policy = build(way)
+    one = images(1, side=policy.config.image_px).expand(2, -1, -1, -1)
     image = slice(-6, -2)
     before = policy.prompt(INSTRUCTIONS, one).inputs[:, image]
     assert torch.equal(before[0], before[1])
@@ -138,8 +142,27 @@ def test_the_encoder_never_moves_even_if_every_parameter_is_asked_to():
     assert not torch.equal(policy.image.project.weight, project)
 
 
-def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
-    policy = build("features", teacher=dldm())
+@pytest.mark.parametrize("frozen", [None, 2, 5])
+def test_pretrained_stages_train_from_the_first_that_is_not_frozen(frozen):
+    generator = torch.Generator().manual_seed(0)
+    policy = LatentPolicy(replace(PRETRAINED, image_frozen=frozen), generator=generator, imagenet=False)
+    network = policy.image.network
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    frozen = frozen or 0
+    assert {name.split(".")[1] for name in trained if "stages" in name} == {str(n) for n in range(frozen, 5)}
+    assert ("stem.weight" in trained) == (frozen == 0)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    policy.requires_grad_(True)  # as fine-tuning does
+    train_once(policy)
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == trained
+    assert policy.image.modulations[str(max(frozen - 1, 0))].weight.abs().max() > 0  # also where no stage trains
+
+
+@pytest.mark.parametrize("way", ["features", "pretrained"])
+def test_a_policy_is_whole_in_its_checkpoint_with_its_image_encoder(way, tmp_path, monkeypatch):
+    monkeypatch.setattr("vw2_robot.models.efficientnet.PACKAGE", "not_installed")
+    policy = build(way, teacher=dldm())
     save_checkpoint(
         tmp_path / "step_1",
         kind="policy",
@@ -148,7 +171,7 @@ def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
         files=policy.files(),
     )
     again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
-    image = images()
+    image = images(side=policy.config.image_px)
     assert torch.equal(*(p.decode(p.prompt(INSTRUCTIONS, image), latent_steps=2).states_BHND for p in (policy, again)))
 
 
@@ -202,6 +225,9 @@ def test_discrete_tokens_keep_what_a_coarse_image_shows():
     [
         ({"image": "discrete", "image_px": 18}, "multiple of policy.image_patch=4, found 18"),
         ({"image_grid": 0}, "image_grid must be at least 1"),
+        ({"image": "pretrained", "image_px": 48}, "multiple of 32 with image=pretrained, found 48"),
+        ({"image_stages": 8}, r"image_stages must lie in 1..7 .* found 8 and 0"),
+        ({"image_stages": 2, "image_frozen": 3}, "found 2 and 3"),
         ({"image": "vlm"}, r"image=vlm needs policy.backbone.weights"),
     ],
 )
