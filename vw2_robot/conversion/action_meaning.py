@@ -24,8 +24,8 @@ _UNITS: dict[Units, tuple[float, float]] = {"calvin": (POSITION_UNIT_M, ROTATION
 class ActionMeaning:
     """The meaning of an action: its units, and the last number of a closed and of an open gripper.
 
-    `calvin` and `metric` are both the change of the end effector in one step, along the axes of the robot's base, in
-    the order of `contracts.ACTION_NAMES`.
+    `calvin` and `metric` are both the change of the end effector in one step, along the axes of the world, in the order
+    of `contracts.ACTION_NAMES`.
     """
 
     units: Units
@@ -49,7 +49,7 @@ class ActionMeaning:
             **asdict(self),
             "names": list(ACTION_NAMES),
             "kind": "relative: the change of the end effector in one step, not an absolute pose",
-            "frame": "axes of the robot's base",
+            "frame": "axes of the world, in which the robot's base does not turn",
             "rotation": "fixed-axis x-y-z Euler angles",
             "meters_per_unit": meters,
             "radians_per_unit": radians,
@@ -67,13 +67,15 @@ class ActionMeaning:
             else "numbers 0-2 are meters, numbers 3-5 are radians"
         )
         return (
-            "action: change of the end effector in one step (relative, along the axes of the robot's base, rotation as "
+            "action: change of the end effector in one step (relative, along the axes of the world, rotation as "
             f"fixed-axis x-y-z Euler angles): {', '.join(ACTION_NAMES)}; {scaled}; gripper {self.closed:g} closes and "
             f"{self.open:g} opens"
         )
 
     def to_calvin(self, actions: NDArray[np.floating[Any]], where: str) -> NDArray[np.float64]:
         """Return the actions as CALVIN's `rel_actions` [T, 7]: units of 0.02 m and 0.05 rad, gripper -1 or +1.
+
+        Nothing is clipped, so that slow robots with long steps exceed CALVIN's range of -1 to 1.
 
         Args:
             actions: [T, 7] in the units of this meaning.

@@ -7,6 +7,7 @@ is left out rather than made up, so programs that ask for it stop.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin_writer import LATENT_TOKENS, SOURCE_ACTIONS, CalvinWriter, Label
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.data.sources.calvin_scenes import UNKNOWN
@@ -23,6 +25,7 @@ from .action_meaning import ActionMeaning
 from .calvin_records import ARRAYS, PREFIX
 from .records import ACTION_COLUMN, LATENT_COLUMN, Form, Record
 
+_LOG = logging.getLogger(__name__)
 MAX_FRAMES = 10_000_000
 """frame numbers have seven digits in the names of files"""
 
@@ -40,6 +43,7 @@ class CalvinShards:
         self._folder = folder
         self._meaning = meaning
         self._cameras = _cameras(form)
+        self._warned = False
         self._frames: dict[CalvinSplit, int] = {}
 
     def write(self, number: int, records: Sequence[Record]) -> dict[str, Any]:
@@ -86,6 +90,15 @@ class CalvinShards:
             arrays["rel_actions"] = self._meaning.to_calvin(numbers[ACTION_COLUMN], record.where)
             if self._meaning.units != "calvin":
                 arrays[SOURCE_ACTIONS] = numbers[ACTION_COLUMN]
+            largest = float(abs(arrays["rel_actions"][:, :GRIPPER_INDEX]).max())
+            if largest > 1 and not self._warned:
+                _LOG.warning(
+                    "%s: its largest action is %.1f units, CALVIN's range is -1 to 1; numbers are kept, not clipped "
+                    "(reported once)",
+                    record.where,
+                    largest,
+                )
+                self._warned = True
         return arrays
 
 

@@ -138,8 +138,7 @@ class LeRobotShards:
             "features": self._features(),
         }
         statistics: dict[str, Any] = {
-            self._cameras[name]: image_statistics(counted, images=self._sampled)
-            for name, counted in self._histograms.items()
+            key: image_statistics(self._histograms[name], images=self._sampled) for name, key in self._cameras.items()
         }
         for name, (count, _) in self._form.numbers.items():
             statistics[name] = number_statistics(self._column(name, count))

@@ -31,7 +31,7 @@ from vw2_robot.data.sources.rlds_builder import (
 from vw2_robot.data.step_names import IS_FIRST, IS_LAST, IS_TERMINAL
 from vw2_robot.errors import InputError
 
-from .records import TEXTS, Record
+from .records import TEXTS, Numbers, Record
 
 _LOG = logging.getLogger(__name__)
 _FLAGS = (IS_FIRST, IS_LAST, IS_TERMINAL)
@@ -91,7 +91,7 @@ class RldsRecords:
         others = self._cameras[1:]
         places: list[Place] = [
             *(self._camera_places[name] for name in others),
-            *self._numbers.values(),
+            *(place for place, _ in self._numbers.values()),
             *((EPISODE, key) for key in self._texts),
             *([(IS_TERMINAL,)] if self._has_end else []),
         ]
@@ -104,14 +104,14 @@ class RldsRecords:
             values = iter(found)
             cameras = {self._cameras[0]: episode}
             cameras |= {other: replace(episode, images=tuple(map(bytes, next(values)))) for other in others}
-            numbers = {name: _rows(next(values)) for name in self._numbers}
-            texts = {key: bytes(next(values).item()).decode("utf-8", errors="replace") for key in self._texts}
+            numbers = {name: _rows(next(values), dtype) for name, (_, dtype) in self._numbers.items()}
+            texts = {key: bytes(next(values)).decode("utf-8", errors="replace") for key in self._texts}
             is_end = bool(np.ravel(next(values))[-1]) if self._has_end else True
             yield Record(split=split, cameras=cameras, numbers=numbers, texts=texts, terminal=is_end)
 
-    def _find_numbers(self, builder: Any, folder: str, language: Place | None) -> dict[str, Place]:
-        """Return name -> place of all numbers of a step, and log what is left out."""
-        found: dict[str, Place] = {}
+    def _find_numbers(self, builder: Any, folder: str, language: Place | None) -> dict[str, tuple[Place, str]]:
+        """Return name -> place and dtype of all numbers of a step, and log what is left out."""
+        found: dict[str, tuple[Place, str]] = {}
         left_out: list[str] = []
 
         def walk(features: Any, path: Place) -> None:
@@ -126,7 +126,7 @@ class RldsRecords:
                     and len(shape := feature.shape or ()) < 2
                     and None not in shape
                 ):
-                    found[".".join(place).replace("/", ".")] = place
+                    found[".".join(place).replace("/", ".")] = (place, np.dtype(feature.np_dtype).name)
                 else:
                     left_out.append("/".join(place))
 
@@ -140,6 +140,8 @@ class RldsRecords:
         return tuple(image_path(builder, folder, name) for name in find_image_keys(builder, folder))
 
 
-def _rows(values: Any) -> Any:
-    """Return numbers [T] or [T, n] as [T, n]."""
-    return values.reshape(len(values), -1)
+def _rows(values: Any, dtype: str) -> Numbers:
+    """Return numbers [T] or [T, n], or the bytes of each row, as [T, n]."""
+    if values.dtype == np.object_:
+        values = np.stack([np.frombuffer(row, dtype) for row in values])
+    return np.asarray(values.reshape(len(values), -1))

@@ -39,6 +39,9 @@ class RldsShards:
         self._tf, self._tfds = load_tensorflow()
         self._folder = folder
         self._form = form
+        clash = [name for name in form.numbers if any(other.startswith(f"{name}.") for other in form.numbers)]
+        if clash:
+            raise InputError(f"RLDS cannot hold both {clash[0]} and {clash[0]}.*; leave columns out (actions=drop)")
         self._version = out.name if re.fullmatch(r"\d+\.\d+\.\d+", out.name) else VERSION
         self._name = data_set_name(out.parent.name if self._version == out.name else out.name)
         self._jpeg = {name: is_jpeg(stored_image(episode, 0)) for name, episode in first.cameras.items()}
@@ -103,8 +106,10 @@ class RldsShards:
             **{flag: features.Scalar(dtype=np.bool_) for flag in (IS_FIRST, IS_LAST, IS_TERMINAL)},
         }
         for name, (count, dtype) in self._form.numbers.items():
-            kind = np.dtype(dtype)
-            _put(step, name, features.Scalar(kind) if count == 1 else features.Tensor(shape=(count,), dtype=kind))
+            # TFDS keeps 32 bits of a float64, unless it stores the bytes.
+            encoding = "bytes" if dtype == "float64" else "none"
+            shape = () if count == 1 else (count,)
+            _put(step, name, features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding))
         texts = {name: features.Text() for name in ("episode_id", *TEXTS)}
         episode = {STEPS: features.Dataset(step), EPISODE: {**texts, "hz": features.Scalar(dtype=np.float64)}}
         identity = self._tfds.core.dataset_info.DatasetIdentity(

@@ -44,6 +44,7 @@ from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of
 
 from .sources.calvin import CalvinSplit, frame_name
 from .sources.calvin_instructions import EMBEDDING_WIDTH, instruction_embedding
+from .sources.calvin_scenes import UNKNOWN
 
 # array -> dtype on disk and shape of one time step (-1: any), as in the published files
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -249,7 +250,8 @@ class CalvinWriter:
             raise InputError(f"{self.folder} holds no complete demonstration, so there is nothing to describe")
         (self.folder / MANIFEST).unlink(missing_ok=True)  # an old one may list fewer recordings
         scenes: dict[str, list[int]] = {}  # scene -> its first and last frame
-        for entry in entries:
+        # The table has letters only: a frame that is in no range is of an unknown scene.
+        for entry in (entry for entry in entries if entry.scene != UNKNOWN):
             span = scenes.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
             span[1] = entry.last
         files = {
