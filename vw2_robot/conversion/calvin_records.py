@@ -13,7 +13,7 @@ from typing import get_args
 
 import numpy as np
 
-from vw2_robot.data.calvin_writer import LATENT_TOKENS, SOURCE_ACTIONS, STEP_ARRAYS
+from vw2_robot.data.calvin_writer import LATENT_TOKENS, SOURCE_ACTIONS
 from vw2_robot.data.episodes import Episode, Part
 from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, TrajectoryKind, frame_name
 from vw2_robot.errors import InputError
@@ -93,17 +93,6 @@ class CalvinRecords:
         if "robot_obs" in found:
             numbers[STATE_COLUMN] = found["robot_obs"].astype(np.float32)
         numbers |= {f"{PREFIX}{name}": found[name] for name in ARRAYS if name in found}
-        for key, (dtype, shape) in STEP_ARRAYS.items():
-            values = found.get(key)
-            if (
-                key.startswith("rgb_")
-                and values is not None
-                and (values.dtype != dtype or values.ndim != len(shape) + 1)
-            ):
-                raise InputError(
-                    f"{dataset.folder}, {trajectory.trajectory_id}: {key} is {values.dtype} {values.shape[1:]}, "
-                    "expected uint8 (height, width, 3)"
-                )
         yield Record(
             split=SPLITS[dataset.split],
             cameras={

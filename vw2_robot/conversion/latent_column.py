@@ -74,9 +74,9 @@ class CachedLatents:
         names = frame_cache.episodes.texts("episode_id")
         for index, key in enumerate(zip(names, frame_cache.episodes.length.tolist(), strict=True)):
             self._episodes.setdefault(key, []).append(index)
-        steps, codes = self._cache.windows.codes.shape[1:]
+        latent_steps, codes = self._cache.windows.codes.shape[1:]
         about = {name: self._cache.facts[name] for name in ("encoder_hash", "levels", "stride", "cache_stride", "hz")}
-        self.facts = _facts(steps, codes, **about)
+        self.facts = _facts(latent_steps, codes, **about)
 
     def of(self, record: Record) -> NDArray[np.int32]:
         """Return the codes [T, M * N] of an episode.
@@ -147,13 +147,13 @@ class EncodedLatents:
         return _rows(len(record), windows.start, codes, windows.valid)
 
 
-def _facts(steps: int, codes: int, **about: Any) -> dict[str, Any]:
+def _facts(latent_steps: int, codes: int, **about: Any) -> dict[str, Any]:
     """Return the description of the column, as JSON values."""
     text = (
-        f"{LATENT_COLUMN}: at each frame the codes of the {steps} latent steps that follow, {codes} codes a step, one "
+        f"{LATENT_COLUMN}: at each frame the codes of the {latent_steps} latent steps that follow, {codes} codes a step, one "
         f"after the other, from a codebook of {int(np.prod(about['levels']))} codes; -1 where there is none"
     )
-    return {"steps": steps, "codes_per_step": codes, **about, "text": text}
+    return {"latent_steps": latent_steps, "codes_per_step": codes, **about, "text": text}
 
 
 def _rows(length: int, start: NDArray[Any], codes: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -71,8 +71,9 @@ class Form:
     @staticmethod
     def of(record: Record) -> Form:
         """Return the form of an episode; decodes its first images."""
+        sizes = {name: episode.decode(0).shape for name, episode in record.cameras.items()}
         return Form(
-            cameras={name: episode.decode(0).shape[:2] for name, episode in record.cameras.items()},
+            cameras={name: (height, width) for name, (height, width, _) in sizes.items()},
             numbers={name: (values.shape[1], values.dtype.name) for name, values in record.numbers.items()},
             hz=record.episode.hz,
         )
