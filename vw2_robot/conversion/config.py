@@ -45,7 +45,7 @@ class ConvertConfig:
     dldm: str | None = None
     """checkpoint or run folder of a dLDM: its codes are computed and become the column latent_tokens"""
     frames_per_file: Count = 2048
-    """a file is closed after so many frames; the work that a kill loses, and what is held in memory, compressed"""
+    """a file ends with the episode that reaches so many frames; a kill loses at most one file, memory holds one"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""

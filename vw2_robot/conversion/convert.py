@@ -37,6 +37,7 @@ from .records import ACTION_COLUMN, Form, Record, without_actions
 from .rlds_shards import RldsShards
 
 SHARDS = ".shards"
+PLAN = "plan.json"
 _ADVICE = "Use another out, or delete that folder"
 
 
@@ -69,7 +70,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     out = Path(config.out)
     work = out.with_name(out.name + ".parts")
     source, meaning = open_records(config)
-    _check_apart(source.path, out, work)
+    _check_output(source.path, out, work)
     plan = _plan(config, source)
     with lock_folder(work, what="a conversion", beside=True):
         if out.exists():
@@ -82,7 +83,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             form.check(record)
         shards = _open_shards(config, work, form, first, meaning, robot=source.name)
         (work / SHARDS).mkdir(parents=True, exist_ok=True)
-        bind_folder(work, plan, file=work / SHARDS / "plan.json", holds="another conversion", advice=_ADVICE)
+        bind_folder(work, plan, file=work / SHARDS / PLAN, holds="another conversion", advice=_ADVICE)
         totals = _write_shards(config, source, latents, form, shards, work / SHARDS)
         about = {"source": source.name, "format": config.format, "hz": form.hz, **totals}
         if ACTION_COLUMN in form.numbers:
@@ -97,11 +98,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         return _finished(out, plan)
 
 
-def _check_apart(source: Path, out: Path, work: Path) -> None:
-    """Refuse an output inside the data set or above it.
+def _check_output(source: Path, out: Path, work: Path) -> None:
+    """Refuse an output inside the data set or above it, and one where something else lies.
 
     Raises:
-        InputError: one of the two folders contains the other.
+        InputError: one of the two folders contains the other, or the work would mix with other files.
     """
     inside, outside = out.resolve(), source.resolve()
     if inside == outside or inside in outside.parents or outside in inside.parents:
@@ -109,6 +110,8 @@ def _check_apart(source: Path, out: Path, work: Path) -> None:
     for folder in (out, work):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; give another out")
+    if work.is_dir() and not (work / SHARDS / PLAN).is_file() and any(file.name != SHARDS for file in work.iterdir()):
+        raise InputError(f"{work} holds something that is no begun conversion; give another out, or move it away")
 
 
 def _plan(config: ConvertConfig, source: RecordSource) -> dict[str, Any]:
@@ -209,46 +212,37 @@ def _write_shards(
     counts = [part.episodes for _, part in source.parts()]
     total = sum(each for each in counts if each is not None) if None not in counts else None
     with tqdm(desc="convert", total=total, initial=totals["episodes"], unit="episode", disable=None) as bar:
-        for records, after in _batches(config, source, latents, place):
-            for record in records:
+
+        def checked() -> Iterator[tuple[Place, Record]]:
+            for behind, record in _records(source, config, latents, place):
                 form.check(record)
+                bar.update()
+                yield behind, record
+
+        for records, behind in _batches(checked(), config.frames_per_file):
             facts = shards.write(number, records)
-            found = {
-                "shard": facts,
-                "next": after,
-                "episodes": len(records),
-                "frames": sum(map(len, records)),
-            }
+            found = {"shard": facts, "next": behind, "episodes": len(records), "frames": sum(map(len, records))}
             # With its note the shard is complete; a kill before it makes the shard again.
             write_json(note(number), found, sealed=True)
             count(found)
             number += 1
-            bar.update(len(records))
     return totals
 
 
-def _batches(
-    config: ConvertConfig, source: RecordSource, latents: LatentColumn | None, place: Place
-) -> Iterator[tuple[list[Record], Place]]:
-    """Yield the episodes of each shard from a place on, and the place behind them.
+def _batches(records: Iterator[tuple[Place, Record]], frames_per_file: int) -> Iterator[tuple[list[Record], Place]]:
+    """Yield the episodes of each shard, and the place behind them.
 
-    A shard ends where `frames_per_file` is reached, and where a split ends, whatever the place where this began.
-
-    Args:
-        config: of the conversion.
-        source: the data set.
-        latents: their column, or None.
-        place: of the first episode.
+    A shard ends where `frames_per_file` is reached and where a split ends: it does not matter where this began.
     """
     waiting: list[Record] = []
-    after = place
-    for behind, record in _records(source, config, latents, place):
+    after = Place(0, 0)
+    for behind, record in records:
         if waiting and record.split != waiting[0].split:
             yield waiting, after
             waiting = []
         waiting.append(record)
         after = behind
-        if sum(map(len, waiting)) >= config.frames_per_file:
+        if sum(map(len, waiting)) >= frames_per_file:
             yield waiting, after
             waiting = []
     if waiting:

@@ -150,8 +150,8 @@ class EncodedLatents:
 def _facts(latent_steps: int, codes: int, **about: Any) -> dict[str, Any]:
     """Return the description of the column, as JSON values."""
     text = (
-        f"{LATENT_COLUMN}: at each frame the codes of the {latent_steps} latent steps that follow, {codes} codes a step, one "
-        f"after the other, from a codebook of {int(np.prod(about['levels']))} codes; -1 where there is none"
+        f"{LATENT_COLUMN}: at each frame the codes of the {latent_steps} latent steps that follow, {codes} codes a "
+        f"step, one after the other, from a codebook of {int(np.prod(about['levels']))} codes; -1 where there is none"
     )
     return {"latent_steps": latent_steps, "codes_per_step": codes, **about, "text": text}
 

@@ -40,15 +40,16 @@ class LeRobotRecords:
         self.path = path
         self.name = path.resolve().name
         self._columns = facts.numbers
-        self._texts = read_lerobot_texts(path, [*(f"{TEXT_PREFIX}{name}" for name in TEXTS), TERMINAL])
         keys = [camera] if camera is not None else sorted(facts.cameras)
         if not keys:
             raise InputError(f"{path} has no camera, so there is nothing to convert")
         self._sources: list[tuple[str, dict[str, LeRobotSource]]] = []
         for split in splits or list(facts.splits) or ["train"]:
-            chosen = split if split in facts.splits or facts.splits or splits else None
+            # A data set without splits is read as a whole.
+            chosen = split if facts.splits or splits else None
             opened = {key: LeRobotSource(path, split=chosen, image_key=key) for key in keys}
             self._sources.append((split, {short(key): source for key, source in opened.items()}))
+        self._texts = read_lerobot_texts(path, [*(f"{TEXT_PREFIX}{name}" for name in TEXTS), TERMINAL])
         self._places = [
             (split, sources, number, part)
             for split, sources in self._sources

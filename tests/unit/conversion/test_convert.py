@@ -188,6 +188,12 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_folder_of_another_program_is_not_mixed_with_the_work(calvin: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out.parts/training").mkdir(parents=True)  # of a recording that was killed
+    with pytest.raises(InputError, match="no begun conversion"):
+        run(calvin, "out", "calvin")
+
+
 def test_an_episode_of_another_form_is_named(calvin: Path, run: Run, tmp_path: Path) -> None:
     import shutil
 
