@@ -77,7 +77,10 @@ class LeRobotShards:
         first = frame = self._frames
         data = self._folder / _DATA.format(**place)
         data.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(data) as temporary, self._parquet.ParquetWriter(temporary, schema) as writer:
+        with (
+            atomic_write(data) as temporary,
+            self._parquet.ParquetWriter(temporary, schema, write_page_checksum=True) as writer,
+        ):
             for index, record in enumerate(records, start=self._episodes):
                 task = tasks.setdefault(record.episode.instruction, len(tasks))
                 writer.write_table(self._table(record, schema, episode=index, first=frame, task=task))
@@ -96,7 +99,7 @@ class LeRobotShards:
         table = self._folder / _EPISODES.format(**place)
         table.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(table) as temporary:
-            self._parquet.write_table(self._arrow.Table.from_pylist(rows), temporary)
+            self._parquet.write_table(self._arrow.Table.from_pylist(rows), temporary, write_page_checksum=True)
         return {
             "file": str(data.relative_to(self._folder)),
             "split": records[0].split,

@@ -394,7 +394,8 @@ def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
     """Open a parquet file; every error of PyArrow, now or while it is read, becomes an InputError."""
     arrow: type[Exception] = require("pyarrow", extra="lerobot").ArrowException
     try:
-        with parquet.ParquetFile(file) as table:
+        # Checksums are compared where the writer stored them.
+        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
     except InputError:
         raise
