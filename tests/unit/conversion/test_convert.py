@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from vw2_robot.conversion.lerobot_records import LeRobotRecords
 from vw2_robot.conversion.lerobot_shards import LeRobotShards
 from vw2_robot.conversion.open_records import open_records
 from vw2_robot.conversion.rlds_shards import RldsShards
+from vw2_robot.data.episodes import Demonstration, Episode
+from vw2_robot.data.rlds_writer import write_rlds
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.errors import InputError
 
@@ -116,6 +119,24 @@ def test_meters_become_calvin_units_once_and_come_back_exactly(metric: Path, cal
     assert (about["units"], about["closed"], about["open"]) == ("metric", 0.0, 1.0)
 
 
+@pytest.mark.parametrize("name", ["vw2_calvin", "somebody"])
+def test_only_rlds_sets_of_the_recorder_are_known_to_have_calvins_actions(tmp_path: Path, run: Run, name: str) -> None:
+    pytest.importorskip("tensorflow_datasets")
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (4, 7)).astype(np.float32)
+    episode = Episode("x", "0", "push", 12.5, tuple(rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)))
+    episodes = {"train": [Demonstration(episode, actions)]}
+    write_rlds(tmp_path / name / "1.0.0", name=name, version="1.0.0", episodes=episodes)
+    if name == "somebody":
+        with pytest.raises(InputError, match="of unknown units"):
+            run(tmp_path / name / "1.0.0", "out", "calvin")
+        return
+    (record,) = records_of(run(tmp_path / name / "1.0.0", "out", "calvin"))
+    assert record.numbers["action"].tobytes() == actions.tobytes()
+    assert (record.numbers["calvin.rel_actions"] == actions).all()
+    assert (record.episode.hz, record.episode.instruction) == (12.5, "push")
+
+
 def test_actions_of_unknown_meaning_are_not_called_calvins(metric: Path, run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"actions=calvin or actions=metric"):
         run(metric, "there", "calvin")
@@ -195,8 +216,6 @@ def test_a_folder_of_another_program_is_not_mixed_with_the_work(calvin: Path, ru
 
 
 def test_an_episode_of_another_form_is_named(calvin: Path, run: Run, tmp_path: Path) -> None:
-    import shutil
-
     mixed = shutil.copytree(calvin, tmp_path / "mixed")
     for path in (mixed / "training").glob("episode_*.npz"):
         if int(path.stem[-7:]) >= 32:  # the last recording
