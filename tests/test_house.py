@@ -58,7 +58,7 @@ WRAPPED = {
     "av": {"data/sources/video_files.py"},
     "msgpack": {"serving/wire.py"},
     "websockets": {"serving/server.py", "serving/client.py"},
-    "pyarrow": {"data/sources/lerobot_dataset.py"},
+    "pyarrow": {"data/sources/lerobot_dataset.py", "conversion/lerobot_shards.py"},
     "lerobot": {"serving/lerobot_policy"},
     "gymnasium": {"envs"},
 }
@@ -151,11 +151,22 @@ def all_imports() -> tuple[Import, ...]:
 
 
 def place_of(module: str) -> str:
-    """Where a module of ours stands: floor1, models, data, hub, agent, doctor, serving, a sister folder, configs."""
+    """Where a module of ours stands: floor1, a part of the library, a program in it, a sister folder, configs."""
     parts = module.split(".")
     if len(parts) == 1:
         return "root"
-    if parts[1] in {"models", "data", "hub", "agent", "doctor", "replay_programs", "serving", "configs", *SISTERS}:
+    if parts[1] in {
+        "models",
+        "data",
+        "agent",
+        "hub",
+        "doctor",
+        "conversion",
+        "replay_programs",
+        "serving",
+        "configs",
+        *SISTERS,
+    }:
         return parts[1]
     return "floor1"
 
@@ -170,6 +181,7 @@ MAY_IMPORT = {
     "agent": LIBRARY | {"hub"},
     "doctor": {"root", "floor1", "data", "doctor"},
     "replay_programs": {"root", "floor1", "data", "replay_programs"},
+    "conversion": {"root", "floor1", "models", "data", "conversion"},
     "serving": {"root", "floor1", "agent", "hub", "serving"},
     "configs": set[str](),
     **{sister: LIBRARY | {sister} for sister in SISTERS},

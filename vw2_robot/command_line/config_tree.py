@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -65,9 +66,19 @@ def check_keys(cls: type, values: Mapping[str, Any], *, where: str = "", prefix:
     """
     known = [field.name for field in fields(cls)]
     for key, value in values.items():
-        if key not in known:
+        if field_name(key) not in known:
             where = where or f"configuration of {cls.__name__}"
             raise InputError(f"{where}: there is no key {prefix}{key}; {_suggestion(cls, str(key), value, prefix)}")
+
+
+def field_name(key: str) -> str:
+    """Return the name of the field of a key: `in_` for `in`, since no field can have the name of a Python keyword."""
+    return f"{key}_" if iskeyword(key) else key
+
+
+def key_name(field: str) -> str:
+    """Return the key of a field, as a command line has it; the inverse of `field_name`."""
+    return field[:-1] if iskeyword(field[:-1]) else field
 
 
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
@@ -77,7 +88,7 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
     annotations = get_type_hints(cls, include_extras=True)
     check_keys(cls, values, where=where, prefix=prefix)
     prepared: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in ((field_name(key), value) for key, value in values.items()):
         annotation = annotations[key]
         path = f"{prefix}{key}."
         # `X | None` with a value is X.
@@ -98,7 +109,7 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
 
 def _suggestion(cls: type, key: str, value: Any, prefix: str) -> str:
     """Return which keys of `cls` may be meant by an unknown one: its present name, similar ones, or all."""
-    known = [field.name for field in fields(cls)]
+    known = [key_name(field.name) for field in fields(cls)]
     if (new := new_key(key, value)) in known:
         return f"it is now called {prefix}{new}"
     if near := get_close_matches(key, known, n=3):

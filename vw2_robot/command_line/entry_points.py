@@ -114,6 +114,7 @@ report = Program(
 compare = Program(
     "vw2_robot.rollouts.compare:main", "vw2_robot.rollouts.compare:CompareConfig", "compare", extra="report"
 )
+convert = Program("vw2_robot.conversion.convert:main", "vw2_robot.conversion.config:ConvertConfig", "convert")
 doctor = Program(
     "vw2_robot.doctor.__main__:run", "vw2_robot.doctor.__main__:DoctorConfig", "doctor", leading="sections"
 )

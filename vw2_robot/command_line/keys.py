@@ -15,6 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from vw2_robot.command_line.config_tree import key_name
 from vw2_robot.limits import Limit
 
 _WIDTH = 100
@@ -42,10 +43,11 @@ def keys_of(config_cls: type, defaults: Mapping[str, Any], *, prefix: str = "") 
     meanings = field_docstrings(config_cls)
     for field in fields(config_cls):
         annotation = annotations[field.name]
-        name = f"{prefix}{field.name}"
+        key = key_name(field.name)
+        name = f"{prefix}{key}"
         meaning = " ".join(meanings.get(field.name, "").split())
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        value = defaults.get(field.name, "???" if default is MISSING else default)
+        value = defaults.get(key, "???" if default is MISSING else default)
         # `X | None` with a dataclass X is a section too; `list[X]` is not, since its entries have no names.
         kinds = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
         inner = next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)

@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
+from vw2_robot.command_line.config_tree import field_name, key_name
 from vw2_robot.errors import InputError
 
 _NESTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
@@ -36,7 +37,7 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
         config_cls: root dataclass of the program.
     """
     sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
-    known = {field.name for field in fields(config_cls)} | _groups()
+    known = {key_name(field.name) for field in fields(config_cls)} | _groups()
     typed = []
     for argument in arguments:
         found = _ARGUMENT.fullmatch(argument)
@@ -92,7 +93,7 @@ def _kinds(config_cls: type, key: str) -> tuple[Any, ...]:
     kinds: tuple[Any, ...] = (config_cls,)
     for name in key.split("."):
         owner = next((kind for kind in kinds if is_dataclass(kind)), None)
-        annotation = None if owner is None else get_type_hints(owner).get(name)
+        annotation = None if owner is None else get_type_hints(owner).get(field_name(name))
         kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind not in (None, type(None)))
         # Not taken apart like a union: `_value` has to know that it is a list.
         if get_origin(annotation) in (list, tuple, dict):

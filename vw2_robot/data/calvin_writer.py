@@ -22,6 +22,8 @@ Differences from the published data sets:
 - `auto_lang_ann.npy` holds `language/way` beside `language/task` where the recorder chose among several ways, or where
   a policy began some of the tasks.
 - There is no tactile camera; `.record/` and `manifest.json` are additional.
+- What `vw2-convert` makes of another data set holds only the arrays that it has, and `source_actions` where its actions
+  were scaled to become `rel_actions`, and `latent_tokens` where codes were asked for.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of
 
 from .sources.calvin import CalvinSplit, frame_name
 from .sources.calvin_instructions import EMBEDDING_WIDTH, instruction_embedding
+from .sources.calvin_scenes import UNKNOWN
 
 # array -> dtype on disk and shape of one time step (-1: any), as in the published files
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -54,7 +57,11 @@ STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "commanded_actions": ("float64", (7,)),
     "robot_obs": ("float64", (15,)),
     "scene_obs": ("float64", (24,)),
+    "source_actions": ("float64", (-1,)),
+    "latent_tokens": ("int32", (-1,)),
 }
+SOURCE_ACTIONS = "source_actions"
+LATENT_TOKENS = "latent_tokens"
 REQUIRED_ARRAYS = ("rgb_static", "actions", "rel_actions", "robot_obs", "scene_obs")
 _STATES = ("robot_obs", "scene_obs")
 
@@ -110,17 +117,26 @@ class RecordingEntry:
 class CalvinWriter:
     """Writer of one split of a CALVIN data set; several processes may use one each on disjoint frames."""
 
-    def __init__(self, root: str | Path, split: CalvinSplit = "training", *, compress_level: int = 1) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: CalvinSplit = "training",
+        *,
+        compress_level: int = 1,
+        required: Sequence[str] = REQUIRED_ARRAYS,
+    ) -> None:
         """Make the folder of the split.
 
         Args:
             root: folder of the data set.
             split: `training` or `validation`.
             compress_level: of zlib, 0 (fast, large) to 9 (slow); 1 is the best trade-off for images.
+            required: arrays that every recording must have.
         """
         self.folder = Path(root) / split
         self.split = split
         self.compress_level = compress_level
+        self._required = required
         self._entries = self.folder / ".record"
         self._entries.mkdir(parents=True, exist_ok=True)
 
@@ -168,7 +184,7 @@ class CalvinWriter:
         Raises:
             InputError: an array is missing, unknown, or does not have the shape in `STEP_ARRAYS`; a label lies outside.
         """
-        length = _checked_length(arrays)
+        length = _checked_length(arrays, self._required)
         # Everything is checked before the first file is written.
         for label in labels:
             if not 0 <= label.start <= label.end < length:
@@ -185,10 +201,10 @@ class CalvinWriter:
             last=first_frame + length - 1,
             scene=scene,
             labels=tuple(labels),
-            sums={key: typed[key].sum(axis=0).tolist() for key in _STATES},
-            squares={key: (typed[key] ** 2).sum(axis=0).tolist() for key in _STATES},
-            action_low=typed["actions"].min(axis=0).tolist(),
-            action_high=typed["actions"].max(axis=0).tolist(),
+            sums={key: typed[key].sum(axis=0).tolist() for key in _STATES if key in typed},
+            squares={key: (typed[key] ** 2).sum(axis=0).tolist() for key in _STATES if key in typed},
+            action_low=typed["actions"].min(axis=0).tolist() if "actions" in typed else [],
+            action_high=typed["actions"].max(axis=0).tolist() if "actions" in typed else [],
             failed=tuple(failed),
         )
         write_json(self._entry_path(first_frame), dataclasses.asdict(entry), sealed=True)
@@ -234,7 +250,8 @@ class CalvinWriter:
             raise InputError(f"{self.folder} holds no complete demonstration, so there is nothing to describe")
         (self.folder / MANIFEST).unlink(missing_ok=True)  # an old one may list fewer recordings
         scenes: dict[str, list[int]] = {}  # scene -> its first and last frame
-        for entry in entries:
+        # The table has letters only: a frame that is in no range is of an unknown scene.
+        for entry in (entry for entry in entries if entry.scene != UNKNOWN):
             span = scenes.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
             span[1] = entry.last
         files = {
@@ -262,9 +279,9 @@ class CalvinWriter:
         return self._entries / f"episode_{first_frame:07d}.json"
 
 
-def _checked_length(arrays: Mapping[str, NDArray[Any]]) -> int:
+def _checked_length(arrays: Mapping[str, NDArray[Any]], required: Sequence[str]) -> int:
     """Return the number of time steps, after a check of names and shapes."""
-    missing = [key for key in REQUIRED_ARRAYS if key not in arrays]
+    missing = [key for key in required if key not in arrays]
     unknown = [key for key in arrays if key not in STEP_ARRAYS]
     if missing or unknown:
         raise InputError(
@@ -324,15 +341,16 @@ def _statistics_yaml(entries: list[RecordingEntry]) -> str:
     """Return the content of `statistics.yaml`: mean and deviation of the states, range of the actions."""
     count = sum(entry.last - entry.first + 1 for entry in entries)
     lines = []
-    for key in _STATES:
+    for key in (key for key in _STATES if key in entries[0].sums):
         # From sums and sums of squares, so that the recordings need not be read again.
         mean = np.sum([entry.sums[key] for entry in entries], axis=0) / count
         variance = np.sum([entry.squares[key] for entry in entries], axis=0) / count - mean**2
         lines += [f"{key}:", "  - _target_: calvin_agent.utils.transforms.NormalizeVector"]
         # Rounding can make the difference of two large numbers negative.
         lines += [f"    mean: {_yaml_list(mean)}", f"    std: {_yaml_list(np.sqrt(np.maximum(variance, 0)))}"]
-    lines.append(f"act_min_bound: {_yaml_list(np.min([entry.action_low for entry in entries], axis=0))}")
-    lines.append(f"act_max_bound: {_yaml_list(np.max([entry.action_high for entry in entries], axis=0))}")
+    if entries[0].action_low:
+        lines.append(f"act_min_bound: {_yaml_list(np.min([entry.action_low for entry in entries], axis=0))}")
+        lines.append(f"act_max_bound: {_yaml_list(np.max([entry.action_high for entry in entries], axis=0))}")
     return "\n".join(lines) + "\n"
 
 

@@ -6,8 +6,8 @@ one part and is read in one pass; a video is decoded from the first wanted episo
 when a source is opened.
 
 Images of videos are held as JPEG, those of parquet files as stored. Versions 1 and 2 have another layout and are
-refused. Actions and states are not read. An episode with several tasks gets the first one. An episode of more than
-`SEGMENT_FRAMES` frames comes in segments, called `<number>#<first frame>`.
+refused. Actions and states are read by `read_lerobot_numbers` alone, never by a source. An episode with several tasks
+gets the first one. An episode of more than `SEGMENT_FRAMES` frames comes in segments, called `<number>#<first frame>`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.storage.files import read_json
@@ -44,6 +47,8 @@ class LeRobotDescription:
     episodes: int
     splits: dict[str, range]
     cameras: dict[str, str]
+    numbers: tuple[str, ...]
+    """columns with a number, or a row of numbers, for each frame; without the frame's own indices and time"""
 
 
 def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
@@ -59,6 +64,7 @@ def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
         episodes=info["total_episodes"],
         splits=_splits(info),
         cameras=_cameras(info),
+        numbers=tuple(key for key, feature in info["features"].items() if _is_numbers(key, feature)),
     )
 
 
@@ -204,6 +210,79 @@ class LeRobotSource:
         return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
 
 
+def read_lerobot_numbers(
+    path: Path, columns: Sequence[str], *, first: int = 0
+) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+    """Yield the number of each episode and its columns [T, n], in the order of the data files.
+
+    Args:
+        path: folder of the data set.
+        columns: names of `LeRobotDescription.numbers`.
+        first: number of the first episode that is wanted.
+
+    Raises:
+        InputError: a file is damaged, or a column is no row of numbers.
+    """
+    arrays = require("pyarrow", extra="lerobot")
+    waiting: list[Any] = []  # tables of the episode whose end is not yet read
+    number = -1
+    for file in sorted((path / "data").glob("chunk-*/file-*.parquet")):
+        with _opened(_pyarrow_parquet(), file) as table:
+            absent = sorted({"episode_index", *columns} - set(table.schema_arrow.names))
+            if absent:
+                raise InputError(f"{file} has no column {absent[0]}; fetch the set again")
+            for batch in table.iter_batches(batch_size=1024, columns=["episode_index", *columns]):
+                index = batch["episode_index"].to_numpy()
+                for rows in np.split(np.arange(len(index)), np.flatnonzero(np.diff(index)) + 1):
+                    if int(index[rows[0]]) != number:
+                        if waiting and number >= first:
+                            yield number, _columns(arrays.Table.from_batches(waiting), columns, file)
+                        waiting = []
+                        number = int(index[rows[0]])
+                    waiting.append(batch.slice(rows[0], len(rows)))
+    if waiting and number >= first:
+        yield number, _columns(arrays.Table.from_batches(waiting), columns, path / "data")
+
+
+def read_lerobot_texts(path: Path, columns: Sequence[str]) -> dict[int, tuple[str, ...]]:
+    """Return the number of each episode -> these columns of the table of episodes; "" for a column that is not there.
+
+    Args:
+        path: folder of the data set.
+        columns: names of columns of text.
+    """
+    files = sorted((path / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+    with _opened(_pyarrow_parquet(), files[0]) as table:
+        there = [column for column in columns if column in table.schema_arrow.names]
+    return {
+        int(line[0]): tuple(str(dict(zip(there, line[1:], strict=True)).get(column) or "") for column in columns)
+        for _, line in _read_episode_table(path, ["episode_index", *there])
+    }
+
+
+def _columns(table: Any, columns: Sequence[str], file: Path) -> dict[str, NDArray[Any]]:
+    """Return the columns of a table of one episode as arrays [T, n]."""
+    found = {}
+    for column in columns:
+        values = table[column].combine_chunks()
+        # Lists of a fixed or of any length hold their numbers one after the other.
+        flat = values.flatten() if hasattr(values, "flatten") and hasattr(values.type, "value_type") else values
+        numbers = flat.to_numpy(zero_copy_only=False)
+        if flat.null_count or numbers.dtype.kind not in "fiub" or len(numbers) % len(table):
+            raise InputError(f"{file}: column {column} holds {values.type}, expected rows of numbers of one length")
+        found[column] = numbers.reshape(len(table), -1)
+    return found
+
+
+def _is_numbers(key: str, feature: Any) -> bool:
+    """Return whether a feature is a number, or a row of numbers, that is not the frame's place or time."""
+    if key in ("timestamp", "frame_index", "episode_index", "index", "task_index") or not isinstance(feature, dict):
+        return False
+    dtype, shape = feature.get("dtype"), feature.get("shape")
+    is_number = isinstance(dtype, str) and re.fullmatch(r"(float|u?int)(8|16|32|64)|bool", dtype) is not None
+    return is_number and isinstance(shape, list) and len(shape) == 1
+
+
 def _pyarrow_parquet() -> ModuleType:
     try:
         return require("pyarrow.parquet", extra="lerobot")
@@ -315,7 +394,8 @@ def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
     """Open a parquet file; every error of PyArrow, now or while it is read, becomes an InputError."""
     arrow: type[Exception] = require("pyarrow", extra="lerobot").ArrowException
     try:
-        with parquet.ParquetFile(file) as table:
+        # Checksums are compared where the writer stored them.
+        with parquet.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
     except InputError:
         raise

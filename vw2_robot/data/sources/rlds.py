@@ -166,19 +166,24 @@ class RldsSource:
 
         Args:
             part: index of the file.
-            keys: places in a step, such as `("action",)`; each gives one array [T, ...].
+            keys: places in a step, such as `("action",)`; each gives one array [T, ...]. A place that begins with
+                "episode_metadata" gives the single value of the episode.
             start: number of the first episode in the file.
 
         Raises:
             InputError: the steps have no such entry.
         """
         tf, tfds = load_tensorflow()
-        step = step_features(open_builder(self.path)[0], self.path)
+        builder, _ = open_builder(self.path)
+        step = step_features(builder, self.path)
         shard = self._shards[part]
+        of_episode, of_step = ([key for key in keys if (key[0] == EPISODE) is whole] for whole in (True, False))
         for key in keys:
-            if functools.reduce(child, key, step) is None:
+            if functools.reduce(child, key, builder.info.features if key in of_episode else step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
-        features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
+        features = tfds.features.FeaturesDict(
+            {STEPS: tfds.features.Dataset(entries(step, of_step)), **entries(builder.info.features, of_episode)}
+        )
         check_shapes(features, self.path)
         records = self._records(shard, start)
         for number in range(start, shard.take):
@@ -187,7 +192,8 @@ class RldsSource:
                 found = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
             except (tf.errors.OpError, StopIteration) as error:
                 raise _damaged(shard, number, error) from error
-            values = (functools.reduce(lambda node, name: node[name], key, found[STEPS]).numpy() for key in keys)
+            places = ((found if key in of_episode else found[STEPS], key) for key in keys)
+            values = (functools.reduce(lambda node, name: node[name], key, place).numpy() for place, key in places)
             yield f"{shard.split}/{shard.first + number:06d}", tuple(values)
 
     def _records(self, shard: _ShardSlice, start: int) -> Iterator[bytes]:
