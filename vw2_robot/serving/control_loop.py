@@ -18,7 +18,7 @@ from vw2_robot.commands import commands, resolve_n_action_steps
 from vw2_robot.errors import InputError
 
 
-class RemotePolicy(Protocol):
+class PolicyConnection(Protocol):
     """What the loop needs of a client: `PolicyClient` has it."""
 
     metadata: dict[str, Any]
@@ -49,7 +49,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        policy: RemotePolicy,
+        policy: PolicyConnection,
         executor: Executor,
         *,
         camera: str = "static",
