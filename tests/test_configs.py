@@ -28,7 +28,7 @@ CONFIGS = REPO / "configs"
 # Groups that no defaults list names, since they are left out as a rule: given as `+group=choice` to this program.
 APPENDED = {"experiment": "pretrain"}
 # Choices of a shared group that one of its programs has no use for -> what it says.
-REFUSED = {("record", "env=calvin_reference"): "records no demonstrations"}
+REFUSED = {("record", f"env={name}"): "records no demonstrations" for name in ("calvin_reference", "gymnasium")}
 
 
 def root_names() -> list[str]:
@@ -64,7 +64,8 @@ def with_choice(config_name: str, choice: str) -> list[str]:
         else [
             choice,
             *WEIGHTS.get(choice, []),
-            *(word for word in examples(config_name)[0] if word.split("=")[0] != group),
+            # Another choice of the group may not have the keys of the one in the example.
+            *(word for word in examples(config_name)[0] if re.split(r"[.=]", word)[0] != group),
         ]
     )
 
