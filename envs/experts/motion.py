@@ -45,7 +45,7 @@ PERTURBATION_STEPS = (2, 6)
 PERTURBATION_SIZE = (0.3, 1.0)
 """Translation in action units: 6 to 20 mm a step."""
 PERTURBATION_ROTATION = 0.6
-"""Largest rotation about the vertical, in action units."""
+"""Largest rotation about each axis, in action units of 0.05 rad."""
 BLOCK_COLORS = ("red", "blue", "pink")
 
 
@@ -234,7 +234,7 @@ class Perturbations:
         self._rng = rng
         self._steps_left = 0
         self._push = np.zeros(3)
-        self._rotation = 0.0
+        self._rotation = np.zeros(3)
 
     def onto(self, action: Action) -> Action:
         """Return what is executed in place of `action`: itself, or a push with the same gripper command."""
@@ -245,12 +245,13 @@ class Perturbations:
             self._steps_left = int(self._rng.integers(*PERTURBATION_STEPS))
             direction = self._rng.normal(size=3)
             self._push = direction / np.linalg.norm(direction) * self._rng.uniform(*PERTURBATION_SIZE)
-            self._rotation = float(self._rng.uniform(-1.0, 1.0) * PERTURBATION_ROTATION)
+            # About all axes: a policy that was never shown how to come back from a tilt tilts on, task after task.
+            self._rotation = self._rng.uniform(-1.0, 1.0, size=3) * PERTURBATION_ROTATION
         if self._steps_left == 0:
             return action
         self._steps_left -= 1
         # The expert's gripper command stays: a push must not open the fingers.
-        return np.array([*self._push, 0.0, 0.0, self._rotation, action[6]])
+        return np.array([*self._push, *self._rotation, action[6]])
 
 
 class EndEffector:

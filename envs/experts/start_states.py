@@ -41,6 +41,10 @@ FAILED_ATTEMPT_ERROR_M = (0.06, 0.04, 0.02)
 """Largest position error of a failed attempt along x, y and z."""
 FAILED_ATTEMPT_STEPS = (10, 60)
 """A failed attempt takes at least 10 and fewer than 60 steps."""
+RANDOM_MOTION_STEPS = (8, 41)
+"""A random motion takes at least 8 and fewer than 41 steps: with its speeds up to 0.8 m and 115 degrees."""
+LOWEST_RANDOM_MOTION_M = 0.52
+"""Height below which a random motion goes up; blocks on the table are at 0.46 m."""
 FORK_SHARE = 0.5
 """Share of the starts near a goal that are at a fork, where the task has one."""
 MAX_STARTS = 1000
@@ -205,6 +209,24 @@ def failed_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Itera
     expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * FAILED_ATTEMPT_ERROR_M)
     for _ in range(int(rng.integers(*FAILED_ATTEMPT_STEPS))):
         yield expert.act(env)
+
+
+def random_motion(env: CalvinEnv, rng: np.random.Generator) -> Iterator[Action]:
+    """Yield the actions of a straight motion with a rotation about any axis, gripper open or closed.
+
+    In the protocol a task begins where the policy left the arm after others. The expert leaves it upright to a tenth of
+    a degree, a policy does not; so demonstrations must begin from any pose, too.
+
+    Args:
+        env: the environment; the caller executes each action before it takes the next.
+        rng: generator of directions, speeds, gripper and number of steps.
+    """
+    push, turn = (axis / np.linalg.norm(axis) * rng.uniform() for axis in rng.normal(size=(2, 3)))
+    gripper = rng.choice((-1.0, 1.0))
+    for _ in range(int(rng.integers(*RANDOM_MOTION_STEPS))):
+        if env.robot.tcp_pose()[0][2] < LOWEST_RANDOM_MOTION_M:
+            push[2] = abs(push[2])
+        yield np.array([*push, *turn, gripper])
 
 
 def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: bool = False) -> Iterator[Action]:

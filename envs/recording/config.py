@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vw2_robot.data.sources.calvin import CalvinSplit
 
-from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS
+from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS, RANDOM_MOTION_STEPS
 from ..experts.ways import Ways
 from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
@@ -75,6 +75,8 @@ class RecordConfig:
     """
     near_starts: float = 0.0
     """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
+    random_starts: float = 0.0
+    """share of tasks that begin after a random motion of the arm, which ends in any pose and is not labeled"""
     policy: str | None = None
     """checkpoint or run folder of a fine-tuned policy, or builtin:NAME, that begins a share of the tasks; where it has
     not solved one, the expert takes over and its part alone is labeled (docs/simulator.md); null: none
@@ -110,7 +112,7 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
-        for name in ("perturbations", "failed_attempts", "near_starts"):
+        for name in ("perturbations", "failed_attempts", "near_starts", "random_starts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
         fewest, most = self.policy_steps
@@ -133,11 +135,12 @@ class RecordConfig:
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
-            or (self.ways, self.near_starts, self.appearance, self.policy) != ("single", 0, "scene", None)
+            or (self.ways, self.near_starts, self.random_starts) != ("single", 0, 0)
+            or (self.appearance, self.policy) != ("scene", None)
         ):
             raise ValueError(
                 f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts,"
-                " appearance or policy; leave them out"
+                " random_starts, appearance or policy; leave them out"
             )
         if self.appearance == "sampled":
             self._check_sampled_appearance()
@@ -161,9 +164,9 @@ class RecordConfig:
     def spacing(self) -> int:
         """Frame numbers reserved for each recording in the CALVIN format."""
         pause = PAUSE_STEPS[1] - 1  # longest pause, between two tasks
-        before = 0
+        before = RANDOM_MOTION_STEPS[1] if self.random_starts else 0
         if self.policy is not None:  # what may come before a window; without a policy the numbers stay as they were
-            before = self.policy_steps[1]
+            before += self.policy_steps[1]
             before += FAILED_ATTEMPT_STEPS[1] if self.failed_attempts else 0
             before += BETWEEN_STEPS if self.near_starts else 0
         return frames_per_recording(self.play * (before + self.max_steps + self.tail_steps + pause) - pause)

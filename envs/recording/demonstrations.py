@@ -41,6 +41,7 @@ from ..experts.start_states import (
     failed_attempt,
     go_to_start,
     near_start,
+    random_motion,
 )
 from ..experts.ways import Ways, choose_way
 from ..instructions import load_instructions
@@ -92,6 +93,8 @@ class Recorder:
     """"several": each task is done in a random way, which its label states (experts/ways.py)."""
     near_starts: float = 0.0
     """Share of tasks that begin near their goal, see `near_start`."""
+    random_starts: float = 0.0
+    """Share of tasks that begin after a random motion of the arm, see `random_motion`."""
     takeovers: Takeovers | None = None
     """The policy that begins some of the tasks; each label states whether the expert took over from it."""
     appearance: RecordedAppearance = "scene"
@@ -140,6 +143,16 @@ class Recorder:
         """Execute all tasks without images; return the one that was not solved, None if all were."""
         done: list[str] = []
         while True:
+            # 0. Perhaps the arm has been moved elsewhere.
+            if (
+                self.random_starts > 0
+                and rng.random() < self.random_starts
+                and observe_world(attempt.env).held() is None
+            ):
+                for action in random_motion(attempt.env, rng):
+                    attempt.step(action)
+                if not feasible(task, observe_world(attempt.env)):
+                    return task
             # 1. Perhaps a policy begins the task, or solves it.
             begin = len(attempt.rows)
             instruction, expert, is_solved = None, None, False

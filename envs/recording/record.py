@@ -44,7 +44,14 @@ from .progress import show_progress
 from .sources import CalvinDemonstrations, open_source
 
 FREE = ("workers", "out", "policy")  # keys that do not change what is recorded; of a policy its weights count
-LATER = {"ways": "single", "near_starts": 0.0, "appearance": "scene", "policy_share": 0.5, "policy_steps": [8, 96]}
+LATER = {
+    "ways": "single",
+    "near_starts": 0.0,
+    "random_starts": 0.0,
+    "appearance": "scene",
+    "policy_share": 0.5,
+    "policy_steps": [8, 96],
+}
 """With these values a recording of an earlier release is continued."""
 
 

@@ -58,6 +58,7 @@ class CalvinDemonstrations:
             depth=config.depth,
             perturbations=config.perturbations,
             failed_attempts=config.failed_attempts,
+            random_starts=config.random_starts,
             ways=config.ways,
             near_starts=config.near_starts,
             takeovers=None if policy is None else Takeovers(policy, config.policy_share, config.policy_steps),

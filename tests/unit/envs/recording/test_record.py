@@ -15,7 +15,7 @@ from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import observe_world
 from vw2_robot.envs.experts.motion import PERTURBATION_ROTATION, PERTURBATION_SIZE, PERTURBATION_STEPS, Perturbations
-from vw2_robot.envs.experts.start_states import PAUSE_STEPS
+from vw2_robot.envs.experts.start_states import PAUSE_STEPS, RANDOM_MOTION_STEPS
 from vw2_robot.envs.experts.ways import FORKS, SIDES, SPEEDS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
@@ -119,7 +119,7 @@ def test_a_task_done_in_several_ways_is_recorded_with_its_way_and_always_the_sam
 def test_a_perturbation_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
     action = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, -1.0])
     perturbations = Perturbations(0.1, np.random.default_rng(0))
-    pushed, lengths, directions = 0, [], []
+    pushed, lengths, directions, rotations = 0, [], [], []
     for _ in range(20_000):
         done = perturbations.onto(action)
         if done is action:
@@ -127,12 +127,14 @@ def test_a_perturbation_is_a_short_push_in_any_direction_and_leaves_the_gripper_
             continue
         if pushed == 0:
             directions.append(done[:3])
+            rotations.append(done[3:6])
         pushed += 1
         assert done[6] == action[6]
-        assert abs(done[5]) <= PERTURBATION_ROTATION
+        assert np.abs(done[3:6]).max() <= PERTURBATION_ROTATION
         assert PERTURBATION_SIZE[0] <= np.linalg.norm(done[:3]) <= PERTURBATION_SIZE[1]
     assert set(range(*PERTURBATION_STEPS)) <= set(lengths)  # a push may follow on another
     assert np.abs(np.mean(directions, axis=0)).max() < 0.05
+    assert np.std(rotations, axis=0).min() > 0.5 * PERTURBATION_ROTATION  # also those that tilt the gripper
     never = Perturbations(0.0, rng := np.random.default_rng(3))
     assert never.onto(action) is action
     assert rng.random() == np.random.default_rng(3).random()
@@ -169,6 +171,22 @@ def test_a_failed_attempt_comes_before_the_window_and_leads_to_another_start():
         distances[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
     env.close()
     assert np.median(distances[0.999]) < 0.12 < np.median(distances[0.0])  # beside the missed block
+
+
+def test_the_expert_solves_a_task_from_any_pose_of_the_arm():
+    """What a policy drifts into: in the protocol nothing sets the gripper upright between two tasks."""
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    recorder = Recorder(random_starts=0.999, max_steps=160)
+    tilts = []
+    for k, task in enumerate(("open_drawer", "turn_on_led", "lift_red_block_table", "rotate_blue_block_left")):
+        made = recorder.record(env, task, seed=(0, 0, k))
+        (label,) = made.labels
+        assert label.start >= RANDOM_MOTION_STEPS[0]  # the motion itself is not labeled
+        roll, pitch = made.arrays["robot_obs"][[label.start, label.end], 3:5].T
+        tilts.append(np.degrees(np.arccos(np.clip(-np.cos(roll) * np.cos(pitch), -1, 1))))
+    env.close()
+    before, after = np.transpose(tilts)
+    assert np.median(before) > 10 > 5 > np.median(after)  # degrees between gripper and vertical
 
 
 @pytest.mark.slow
