@@ -302,6 +302,7 @@ def events_of(file):
 def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path):
     pytest.importorskip("tensorboard")
     run = open_run(tmp_path / "r")
+    run.begin()
     run.log(0, {"test/loss": 0.5, "test/norm": 2})
     events = next((tmp_path / "r" / "tensorboard").iterdir())
     version, start, first = events_of(events)
@@ -312,7 +313,7 @@ def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path):
     run.log(1, {"test/loss": 0.25})
     run.log(2, {"test/loss": 0.125})
     assert steps_logged(tmp_path / "r") == [1, 2, 3]
-    told = [line for line in (tmp_path / "r" / "log.txt").read_text().splitlines() if "TensorBoard" in line]
+    told = [line for line in (tmp_path / "r" / "log.txt").read_text().splitlines() if "tensorboard" in line]
     assert len(told) == 1
     assert "No space left on device" in told[0]
     assert str(events) in told[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from vw2_robot.devices import Hardware
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, require
 from vw2_robot.limits import EXISTING
 
 OUTPUT_KEYS = ("run_dir", "out")
@@ -30,6 +30,7 @@ def check_before_work(config: Any) -> None:
     Raises:
         InputError: a path does not exist, an output folder cannot be written or is on a full disk, or the device is
             not there.
+        MissingExtraError: metrics are to go where an extra is missing.
     """
     for key, path in named_paths(config):
         if "://" not in path and not Path(path).exists():
@@ -37,6 +38,8 @@ def check_before_work(config: Any) -> None:
     for key in OUTPUT_KEYS:
         if (value := getattr(config, key, None)) is not None:
             check_output(key, Path(value))
+    if getattr(config, "track", None) == "wandb":
+        require("wandb", extra="wandb")
     # Last, since torch takes seconds to import.
     if isinstance(hardware := getattr(config, "hardware", None), Hardware):
         hardware.torch_device()

@@ -112,7 +112,8 @@ def program(
                         config = config_from(config_cls, values)
                         if ranks:
                             check_same_on_all_ranks(config)
-                        check_before_work(config)
+                        with stop_at_once(config_name):
+                            check_before_work(config)
                         run(config)
                 except Exception as error:
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
