@@ -94,7 +94,7 @@ class RolloutConfig:
     seed: int = 0
     """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
-    """device of the policy: cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
+    """device of the policy: cpu, cuda, cuda:1, mps, ...; auto: the first of cuda, mps, cpu that is there"""
     threads: int = 1
     """CPU threads of torch in each process; another value may change the last bits of an action"""
 

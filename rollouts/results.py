@@ -114,13 +114,14 @@ def sealed_line(value: Mapping[str, Any]) -> str:
 
 
 def _parse_row(value: Mapping[str, Any]) -> Row:
+    """Return a row; start state, seed and instructions may be missing, as in rows of another program's loop."""
     row = Row(
         sequence=_count(value["sequence"]),
-        initial_state=dict(value["initial_state"]),
+        initial_state=dict(value.get("initial_state", {})),
         subtasks=_texts(value["subtasks"]),
         solved=_count(value["solved"]),
         env_steps=[1 + _count(steps - 1) for steps in value["env_steps"]],
-        seed=_count(value["seed"], most=2**63),
+        seed=_count(value.get("seed", 0), most=2**63),
         instructions=_texts(value.get("instructions", [])),
     )
     # A chain that did not solve all has one more attempt than successes: the failed one.

@@ -77,7 +77,7 @@ def test_chains_of_different_seeds_are_no_pairs(config, tmp_path):
     rollout(config("base"))
     rollout(config("other", sequences_seed=5))  # the counting world has the same subtasks again
     folders = {"run": str(tmp_path / "other"), "against": str(tmp_path / "base")}
-    with pytest.raises(InputError, match="ran other problems, .*: sequences_seed 5 and 0; run both"):
+    with pytest.raises(InputError, match=r"ran other problems, .*: sequences_seed 5 and 0; run both"):
         main(CompareConfig(**folders))
     with pytest.raises(InputError, match="ran other problems"):
         rollout(config("new", sequences_seed=5, against=str(tmp_path / "base")))
