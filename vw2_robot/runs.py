@@ -199,6 +199,9 @@ class Run:
 
         Args:
             state_bytes: of a checkpoint; one that takes longer than a stop may last is not written at a stop.
+
+        Raises:
+            InputError: the disk has no room for the checkpoints.
         """
         self._state_bytes = state_bytes
         with main_first():
@@ -206,6 +209,13 @@ class Run:
                 self._begin()
 
     def _begin(self) -> None:
+        # A new checkpoint is written before the last one is deleted.
+        wanted = self._state_bytes * (2 if self.checkpoint is None else 1)
+        if (free := shutil.disk_usage(self.path).free) < wanted:
+            raise InputError(
+                f"{self.path}: two checkpoints of {self._state_bytes / 1e9:.2g} GB lie there at a time, and only "
+                f"{free / 1e9:.2g} GB are free; free some space, or use another disk"
+            )
         write_yaml(self.path / CONFIG, self._tree, note=f"a {self.stage} run of vw2_robot")
         file = self.path / METRICS
         damaged = 0

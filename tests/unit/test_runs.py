@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -377,3 +378,12 @@ def test_modules_keep_the_precision_of_their_weights_on_the_device_except_in_flo
     assert {p.dtype for p in Hardware(precision="float64").placed(net, torch.device("cpu")).parameters()} == {
         torch.float64
     }
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 10**9))
+    run = open_run(tmp_path / "r")
+    with pytest.raises(InputError, match=r"two checkpoints of 2 GB lie there at a time, and only 3 GB are free"):
+        run.begin(state_bytes=2 * 10**9)
+    assert not (tmp_path / "r" / "config.yaml").exists()
+    run.begin(state_bytes=10**9)

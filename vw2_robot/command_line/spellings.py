@@ -83,12 +83,13 @@ def _value_of(option: str, key: str, config_cls: type, waiting: list[str]) -> st
     if not waiting or waiting[0].startswith("--"):
         raise InputError(f"{option} has no value; write {key}=VALUE (--keys {key} says what it may be)")
     value = waiting.pop(0)
-    if types and all(get_origin(kind) in (list, tuple) for kind in types) and not value.startswith("["):
-        entries = [value]
-        while waiting and not waiting[0].startswith("-") and _OVERRIDE.fullmatch(waiting[0]) is None:
-            entries.append(waiting.pop(0))
-        return f"[{','.join(entries)}]"
-    return value
+    lists = [kind for kind in types if get_origin(kind) in (list, tuple)]
+    if not lists or value.startswith("["):
+        return value
+    entries = [value]
+    while waiting and not waiting[0].startswith("-") and _OVERRIDE.fullmatch(waiting[0]) is None:
+        entries.append(waiting.pop(0))
+    return f"[{','.join(entries)}]" if len(entries) > 1 or len(lists) == len(types) else value
 
 
 def _may_have_spaces(config_cls: type, key: str, override: str) -> bool:

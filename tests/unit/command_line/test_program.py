@@ -69,6 +69,7 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
         (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
+        (["run_dir=x", "hardware.sharding=fdsp"], ["must be none or ddp or fsdp, found 'fdsp'; nearest: fsdp"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
         (["run_dir=x", "dldm.num_frames=1"], ["dldm.num_frames must be at least 2", "found 1"]),
         (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),

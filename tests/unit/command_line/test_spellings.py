@@ -21,6 +21,7 @@ class Root:
     label_fraction: float = 1.0
     mode: Literal["chain", "single"] = "chain"
     stages: tuple[str, ...] = ()
+    tasks: str | list[str] = "all"
     env: dict[str, Any] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
 
@@ -40,6 +41,8 @@ def read(line: str) -> list[str]:
         ("--data.stream false", ["data.stream=false"]),
         ("--run runs/a", ["run=runs/a"]),  # also an option of Hydra
         ("--stages vdm dldm seed=1", ["stages=[vdm,dldm]", "seed=1"]),
+        ("--tasks open close", ["tasks=[open,close]"]),
+        ("--tasks open seed=1", ["tasks=open", "seed=1"]),
         ("--stages [vdm, dldm]", ["stages=[vdm, dldm]"]),
         ("stages=[vdm, dldm] seed=1", ["stages=[vdm, dldm]", "seed=1"]),
         ("prompt=open the drawer, then stop seed=1", ["prompt=open the drawer, then stop", "seed=1"]),
