@@ -10,7 +10,7 @@ from vw2_robot.devices import Hardware
 from vw2_robot.limits import Count, ExistingPath
 from vw2_robot.models.policy.config import DECODING, Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
 from vw2_robot.schedule import LoopConfig
-from vw2_robot.tracking import Track
+from vw2_robot.storage.tracking import Track
 
 SCRATCH = "scratch"
 MOST_KEPT = 20

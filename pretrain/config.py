@@ -23,7 +23,7 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.config import PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.schedule import LoopConfig
-from vw2_robot.tracking import Track
+from vw2_robot.storage.tracking import Track
 
 from .aids import KEYS, Aids
 

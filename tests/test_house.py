@@ -60,6 +60,7 @@ WRAPPED = {
     "websockets": {"serving/server.py", "serving/client.py"},
     "pyarrow": {"data/sources/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
+    "wandb": {"storage/tracking.py", "command_line/preflight.py"},
     "gymnasium": {"envs"},
 }
 # envs/__init__.py asks for these by their extra, before any other file of that folder is read.

@@ -60,8 +60,8 @@ def command_lines() -> list[str]:
     ]
     for command, started in entry_points.COMMANDS.items():
         about = program_file(started.config_name)["hydra"]["help"]
-        own_page = about["app_name"] == command
-        lines.append(f"  {command:{width}}  {about['header'].splitlines()[0] if own_page else 'a stage of it alone'}")
+        has_help = about["app_name"] == command
+        lines.append(f"  {command:{width}}  {about['header'].splitlines()[0] if has_help else 'a stage of it alone'}")
     return [*lines, "", "COMMAND --help explains one of them; --version, --completion bash or zsh, are for all."]
 
 

@@ -3,7 +3,7 @@
     run_dir/config.yaml        resolved; a different configuration in the same folder is an error that names the keys
     run_dir/metrics.jsonl      one object a line: "step" and "stage/quantity_unit"
     run_dir/log.txt            the messages printed to the terminal
-    run_dir/tensorboard/ or wandb/   the same metrics for a viewer (`vw2_robot.tracking`)
+    run_dir/tensorboard/ or wandb/   the same metrics for a viewer (`vw2_robot.storage.tracking`)
     run_dir/checkpoints/step_N/ and run_dir/latest
     run_dir/kept/step_N/       checkpoints that stay, without optimizer; run_dir/selected may name one of them
     run_dir/.lock              while a process trains here
@@ -56,7 +56,7 @@ from vw2_robot.storage.files import (
     write_yaml,
 )
 from vw2_robot.storage.locks import lock_folder
-from vw2_robot.tracking import WANDB_ID, Track, Tracker, open_tracker
+from vw2_robot.storage.tracking import WANDB_ID, Track, Tracker, open_tracker
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CONFIG = "config.yaml"

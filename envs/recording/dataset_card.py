@@ -55,7 +55,14 @@ def write_card(
 def dataset_card(
     config: RecordConfig, *, made_with: Mapping[str, Any], recorded: Counter[str], failed: Counter[str]
 ) -> str:
-    """Return the text; for the arguments see `write_card`."""
+    """Return the text of the card.
+
+    Args:
+        config: see `write_card`.
+        made_with: see `write_card`.
+        recorded: see `write_card`.
+        failed: see `write_card`.
+    """
     is_ours = config.world != "calvin" or config.calvin()["assets"] == "builtin"
     head = {
         "license": "apache-2.0" if is_ours else "other",

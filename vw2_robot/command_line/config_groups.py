@@ -44,12 +44,12 @@ def groups_of(config_name: str) -> Mapping[str, Group]:
     configs = resources.files("vw2_robot.configs")
     entries = [entry for entry in program_file(config_name)["defaults"] if isinstance(entry, dict)]
     groups = {
-        name: Group(tuple(_choices(configs.joinpath(name))), default)
+        name: Group(tuple(_file_names(configs.joinpath(name))), default)
         for entry in entries
         for name, default in entry.items()
     }
     # Experiments of pre-training lie in the folder itself, all others in one with the name of their program.
-    here = tuple(name for name in _choices(configs.joinpath(EXPERIMENT)) if _program_of(name) == config_name)
+    here = tuple(name for name in _file_names(configs.joinpath(EXPERIMENT)) if _program_of(name) == config_name)
     return {**groups, EXPERIMENT: Group(here)} if here else groups
 
 
@@ -58,16 +58,16 @@ def _program_of(experiment: str) -> str:
     return folder if slash else "pretrain"
 
 
-def _choices(folder: Traversable, prefix: str = "") -> Iterator[str]:
+def _file_names(folder: Traversable, prefix: str = "") -> Iterator[str]:
     """Yield the names of the yaml files in and below a folder, without their suffix."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".yaml"):
             yield prefix + entry.name.removesuffix(".yaml")
         elif entry.is_dir():
-            yield from _choices(entry, f"{prefix}{entry.name}/")
+            yield from _file_names(entry, f"{prefix}{entry.name}/")
 
 
-def check_choices(overrides: Sequence[str], config_name: str) -> None:
+def check_groups(overrides: Sequence[str], config_name: str) -> None:
     """Refuse the choice of a file that a group does not have.
 
     Args:
@@ -81,7 +81,9 @@ def check_choices(overrides: Sequence[str], config_name: str) -> None:
         return
     for found in filter(None, map(_CHOICE.fullmatch, overrides)):
         group = groups_of(config_name).get(found[1])
-        for choice in found[2].split(",") if group is not None else ():
+        if group is None:
+            continue
+        for choice in found[2].split(","):
             if choice == "null" or choice in group.choices:
                 continue
             near = _nearest(choice, group.choices)

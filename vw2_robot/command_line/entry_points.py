@@ -131,7 +131,10 @@ replay_serve = Program(
     "vw2_robot.replay_programs.serve:serve", "vw2_robot.replay_programs.serve:ReplayServeConfig", "replay_serve"
 )
 replay_fill = Program(
-    "vw2_robot.replay_programs.fill:fill_server", "vw2_robot.replay_programs.fill:ReplayFillConfig", "replay_fill"
+    "vw2_robot.replay_programs.fill:fill_server",
+    "vw2_robot.replay_programs.fill:ReplayFillConfig",
+    "replay_fill",
+    main_keys=("address", "data.sources", "data.mixture", "data.root", "data.epochs", "ingest", "ingests"),
 )
 replay_check = Program(
     "vw2_robot.replay_programs.check:check", "vw2_robot.replay_programs.check:ReplayCheckConfig", "replay_check"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vw2_robot import __version__
-from vw2_robot.command_line.config_groups import check_choices, groups_of
+from vw2_robot.command_line.config_groups import check_groups, groups_of
 from vw2_robot.command_line.config_tree import check_keys, config_from, config_tree, differing_keys
 from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed, check_sweep
@@ -137,7 +137,7 @@ def program(
                 groups = tuple(groups_of(config_name))
                 try:
                     overrides = as_overrides(sys.argv[1:], config_cls, groups)
-                    check_choices(overrides, config_name)
+                    check_groups(overrides, config_name)
                     check_sweep(overrides, config_cls)
                 except InputError as error:
                     print_error(config_name, str(error))

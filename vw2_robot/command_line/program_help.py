@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from .config_groups import EXPERIMENT, groups_of, program_file
 from .keys import WIDTH, defaults_of, key_lines, keys_of
 
-MOST_KEYS = 12
-"""a program with more keys than that names those that help explains"""
-
 
 def help_text(config_cls: type, config_name: str, main_keys: Sequence[str] = ()) -> str:
     """Return the help of a program.

@@ -1,6 +1,6 @@
 import pytest
 
-from vw2_robot.command_line.config_groups import check_choices, groups_of
+from vw2_robot.command_line.config_groups import check_groups, groups_of
 from vw2_robot.errors import InputError
 
 
@@ -24,11 +24,11 @@ def test_a_program_has_its_groups_and_no_other() -> None:
 )
 def test_a_wrong_choice_is_answered_with_the_nearest(program: str, override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_choices([override], program)
+        check_groups([override], program)
 
 
 def test_right_choices_and_other_keys_pass() -> None:
     overrides = ["model=tiny,paper", "replay=null", "seed=3", "data.path=huge", "+experiment=pretrain/vw2", "-m"]
-    check_choices(overrides, "pretrain")
-    check_choices(["--config-dir", "x", "model=mine"], "pretrain")
-    check_choices(["env={_target_: mine}"], "rollout")
+    check_groups(overrides, "pretrain")
+    check_groups(["--config-dir", "x", "model=mine"], "pretrain")
+    check_groups(["env={_target_: mine}"], "rollout")

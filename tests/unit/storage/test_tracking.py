@@ -7,7 +7,7 @@ import pytest
 
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.runs import Run
-from vw2_robot.tracking import open_tracker
+from vw2_robot.storage.tracking import open_tracker
 
 CONFIG = {"seed": 0, "optim": {"lr": 1e-3}}
 
