@@ -66,7 +66,7 @@ class DataConfig:
     prefetch_batches: int = 1
     """batches of clips that a thread reads ahead of training, unless `decode_threads` is 0 or clips come from a
     replay; each costs the memory of one; 0: none"""
-    frame_cache: ExistingPath | None = None
+    frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     frame_storage: Storage = "decoded"
     """how the frame cache holds images. decoded: read at memory speed; compressed: as JPEG or PNG of the data set, a
@@ -447,7 +447,7 @@ class ImagineConfig:
     """file of the first image"""
     prompt: str | None = None
     """the instruction; default: that of the episode, where the image comes from a frame cache"""
-    frame_cache: ExistingPath | None = None
+    frame_cache: str | None = None
     """a frame cache to take the first image and its true continuation from, instead of `image`"""
     episode: int = 0
     """its number in the frame cache"""

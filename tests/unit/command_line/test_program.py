@@ -77,7 +77,10 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["--run_dir", "x", "--model", "tinny"], ["model=tinny", "nearest: tiny"]),
         (["--run_dir", "x", "--sed", "1"], ["there is no key sed; nearest: seed"]),
         (["run_dir"], ["'run_dir' belongs to no key; write key=value"]),
-        (["run_dir=x", "data.frame_cache=no/folder"], ["data.frame_cache=no/folder: there is no such file or folder"]),
+        (
+            ["run_dir=x", "train_dldm.perceptual_weights=no/folder"],
+            ["train_dldm.perceptual_weights=no/folder: there is no such file or folder"],
+        ),
         (["run_dir=x", "hardware.device=cuda:99"], ["hardware.device=cuda:99", "CUDA device"]),
     ],
     ids=lambda value: " ".join(value),
