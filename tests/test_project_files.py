@@ -91,10 +91,10 @@ def test_constraints_are_exact_and_sorted(name: str) -> None:
     assert "wandb" in {line.split("==")[0] for line in lines}
 
 
-def test_help_explains_keys_that_exist_and_no_more_than_a_dozen() -> None:
+def test_help_explains_keys_that_exist_and_no_more_than_a_screenful() -> None:
     for command, (config_cls, _) in all_programs().items():
         main_keys = COMMANDS[command].main_keys
         keys = {key.name: key.meaning for key in keys_of(config_cls, {})}
         assert set(main_keys) <= keys.keys(), command
-        assert len(main_keys or keys) <= 12, command
+        assert len(main_keys or keys) <= 15, command
         assert "experiment" not in keys, command  # the name of a group
