@@ -7,9 +7,10 @@ from typing import Literal
 
 from vw2_robot.data.statistics import NormalizationMode
 from vw2_robot.devices import Hardware
-from vw2_robot.limits import Count
+from vw2_robot.limits import Count, ExistingPath
 from vw2_robot.models.policy.config import DECODING, Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
 from vw2_robot.schedule import LoopConfig
+from vw2_robot.storage.tracking import Track
 
 SCRATCH = "scratch"
 MOST_KEPT = 20
@@ -90,7 +91,7 @@ class UnlabeledConfig:
 
     weight: float = 0.0
     """of the code loss on unlabeled windows; 0 switches it off"""
-    path: str | None = None
+    path: ExistingPath | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out; actions stay unread"""
     batch_size: int = 32
     """unlabeled windows of a step"""
@@ -180,6 +181,8 @@ class FinetuneConfig:
     seed: int = 0
     """of untrained weights, batches, image shifts, color jitter and sampling"""
     hardware: Hardware = field(default_factory=Hardware)
+    track: Track = "tensorboard"
+    """where metrics go beside metrics.jsonl: tensorboard (extra `track`), wandb (extra `wandb`), or none"""
 
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:

@@ -264,7 +264,7 @@ def write_validation(run: Run, found: Validation) -> None:
 def run_tree(config: FinetuneConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides the result, as plain values."""
     # Place and machine may change between two starts of one run.
-    return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
+    return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware", "track")}
 
 
 def open_run(config: FinetuneConfig) -> Run:
@@ -278,6 +278,7 @@ def open_run(config: FinetuneConfig) -> Run:
         save_every=loop.save_every,
         log_every=loop.log_every,
         hardware=config.hardware,
+        track=config.track,
     )
 
 

@@ -18,11 +18,12 @@ from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect, Decode
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.devices import Hardware
-from vw2_robot.limits import Rate, Share, Unbounded
+from vw2_robot.limits import ExistingPath, Rate, Share, Unbounded
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.config import PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.schedule import LoopConfig
+from vw2_robot.storage.tracking import Track
 
 from .aids import KEYS, Aids
 
@@ -167,7 +168,7 @@ class TrainDLDMConfig:
     """l2: the paper; l1: the release"""
     perceptual_weight: float = 0.0
     """of the perceptual distance that is added to the reconstruction error (release: 0.1)"""
-    perceptual_weights: str | None = None
+    perceptual_weights: ExistingPath | None = None
     """VGG16 under torchvision's names: a safetensors or .pth file, or a folder with one"""
     control_dropout: float = 0.0
     """aids.control_dropout: phase 2: probability, per sample, that the control video is a still one
@@ -344,6 +345,8 @@ class PretrainConfig:
     workers: int = 1
     """processes of each rank that write the latent cache; its content does not depend on it"""
     hardware: Hardware = field(default_factory=Hardware)
+    track: Track = "tensorboard"
+    """where metrics go beside metrics.jsonl: tensorboard (extra `track`), wandb (extra `wandb`), or none"""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -440,7 +443,7 @@ class ImagineConfig:
     """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
     out: str
     """the mp4; a json of the same name lies beside it"""
-    image: str | None = None
+    image: ExistingPath | None = None
     """file of the first image"""
     prompt: str | None = None
     """the instruction; default: that of the episode, where the image comes from a frame cache"""
@@ -459,7 +462,7 @@ class ImagineConfig:
     """full: the policy predicts all codes from the first image; requery: those of each segment from its first frame"""
     anchor: Anchor = "coarse"
     """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
-    vdm: str | None = None
+    vdm: ExistingPath | None = None
     """folder of the dLDM stage: its VDM renders the video"""
     grayscale_control: bool | None = None
     """whether the control video is gray; null: as the VDM was trained"""

@@ -28,7 +28,6 @@ from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
-from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -40,6 +39,7 @@ from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
 from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
+from .diagnostics.image_metrics import WINDOW, psnr, ssim
 from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_vdm import vdm_of_dldm

@@ -103,6 +103,7 @@ def train_dldm(config: PretrainConfig) -> None:
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
         hardware=config.hardware,
+        track=config.track,
     ) as run:
         # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():

@@ -106,6 +106,7 @@ def train_policy(config: PretrainConfig) -> None:
         save_every=loop.save_every,
         log_every=loop.log_every,
         hardware=config.hardware,
+        track=config.track,
     ) as run:
         if not run.complete:
             train_codes(config, run)

@@ -167,6 +167,7 @@ def train_vdm(config: PretrainConfig) -> None:
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
         hardware=config.hardware,
+        track=config.track,
     ) as run:
         if run.complete:
             return

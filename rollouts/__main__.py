@@ -30,7 +30,7 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from . import results
-from .compare import EarlyStopping, check_same_seeds, compare, lines
+from .compare import EarlyStopping, check_pairs, compare, lines
 from .config import (
     RolloutConfig,
     choose_sequences,
@@ -176,7 +176,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         # 3. The folder: from here on it belongs to this rollout.
         provenance = make_provenance(config, policy.metadata, benchmark, all_chains, n_action_steps=n_action_steps)
         if config.against is not None:
-            check_same_seeds(provenance, Path(config.against))
+            check_pairs(provenance, Path(config.against))
         bind_rollout(config.folder, config, provenance)
         log = RolloutLog(config.folder, total=len(chains), videos=config.videos)
         waiting = unfinished(chains, log.rows)

@@ -21,7 +21,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json, write_json
 
 from .evaluate import Row
-from .results import RERUN, longest_chain, paired_difference, paired_rows, read_results, same_seeds
+from .results import RERUN, different_problems, longest_chain, paired_difference, paired_rows, read_results
 from .statistics import SequentialTest, sign_flip_p
 
 
@@ -84,21 +84,21 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, alpha: float = 0.05) ->
     }
 
 
-def check_same_seeds(provenance: Mapping[str, Any], against: Path) -> None:
-    """Check that a rollout and a finished one number the same chains.
+def check_pairs(provenance: Mapping[str, Any], against: Path) -> None:
+    """Check that a chain of a rollout and the one with its number in a finished rollout are the same problem.
 
     Args:
         provenance: Content of provenance.json of the rollout; empty without one.
         against: Folder of the finished rollout.
 
     Raises:
-        InputError: Their chains or starts are of different seeds.
+        InputError: Scene, protocol, seeds or another of the settings that make the problem differ; names them.
     """
-    other = provenance_of(against)
-    if not same_seeds(provenance, other):
+    different = different_problems(provenance, provenance_of(against))
+    if different:
         raise InputError(
-            f"against={against} ran other chains: sequences_seed or starts_seed differs, so chains of the same number "
-            "are no pairs; run both with the same seed"
+            f"against={against} ran other problems, so chains of the same number are no pairs: "
+            f"{', '.join(different)}; run both with the same settings"
         )
 
 
@@ -172,7 +172,7 @@ def main(config: CompareConfig) -> None:
         if not (rows := read_results(Path(folder))):
             raise InputError(f"{name}={folder} holds no results.jsonl with finished chains; give a rollout's run_dir")
         sides.append(rows)
-    check_same_seeds(provenance_of(Path(config.run)), Path(config.against))
+    check_pairs(provenance_of(Path(config.run)), Path(config.against))
     result = compare(*sides, alpha=config.alpha)
     print("\n".join(lines(result)))
     if config.out is not None:

@@ -25,6 +25,7 @@ from vw2_robot import __version__
 from vw2_robot.aliases import new_key
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.limits import ExistingPath
 from vw2_robot.models.policy.config import Acting
 
 from .policy_process import LocalPolicy, PolicyProcess
@@ -79,7 +80,7 @@ class RolloutConfig:
     """chains to keep a video of: half with the most subtasks solved, half with the fewest"""
     record: bool = False
     """record the policy's outputs, chain by chain (rollouts/recording.py)"""
-    against: str | None = None
+    against: ExistingPath | None = None
     """run_dir of a finished rollout on the same chains: stop as soon as one of the two is better"""
     alpha: float = 0.05
     """probability of a wrong decision where both are equally good (against)"""
@@ -93,7 +94,7 @@ class RolloutConfig:
     seed: int = 0
     """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
-    """device of the policy: cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
+    """device of the policy: cpu, cuda, cuda:1, mps, ...; auto: the first of cuda, mps, cpu that is there"""
     threads: int = 1
     """CPU threads of torch in each process; another value may change the last bits of an action"""
 

@@ -114,13 +114,14 @@ def sealed_line(value: Mapping[str, Any]) -> str:
 
 
 def _parse_row(value: Mapping[str, Any]) -> Row:
+    """Return a row; start state, seed and instructions may be missing, as in rows of another program's loop."""
     row = Row(
         sequence=_count(value["sequence"]),
-        initial_state=dict(value["initial_state"]),
+        initial_state=dict(value.get("initial_state", {})),
         subtasks=_texts(value["subtasks"]),
         solved=_count(value["solved"]),
         env_steps=[1 + _count(steps - 1) for steps in value["env_steps"]],
-        seed=_count(value["seed"], most=2**63),
+        seed=_count(value.get("seed", 0), most=2**63),
         instructions=_texts(value.get("instructions", [])),
     )
     # A chain that did not solve all has one more attempt than successes: the failed one.
@@ -225,14 +226,29 @@ def paired_rows(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row
     return sorted(pairs, key=lambda pair: pair[0]["sequence"])
 
 
-def same_seeds(provenance: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether a number means the same chain in two rollouts: their chains or starts have the same seed.
+PROBLEM = {"protocol": "chain", "sequences_seed": 0, "starts_seed": 0, "max_steps": None, "control_hz": None}
+"""settings that make a chain another problem, with what folders without them did (None: not known)"""
+
+
+def different_problems(provenance: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the settings that keep two rollouts from being pairs, each with both values; what is not known passes.
+
+    Renderer, instructions, resets and simulator are not among them: two rollouts may be made to show their effect.
 
     Args:
-        provenance: Content of provenance.json of one.
-        other: Content of provenance.json of the other; folders of older releases have no seeds, which is seed 0.
+        provenance: Content of provenance.json of one; may be empty.
+        other: Content of provenance.json of the other.
     """
-    return all(provenance.get(name, 0) == other.get(name, 0) for name in ("sequences_seed", "starts_seed"))
+    settings = [{**PROBLEM, **found, **_world(found.get("env", {}))} for found in (provenance, other)]
+    pairs = {name: (settings[0].get(name), settings[1].get(name)) for name in (*PROBLEM, "scene", "assets")}
+    return [f"{name} {one} and {two}" for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
+
+
+def _world(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a benchmark's description decides where objects are: the scene, and whose geometry it has."""
+    assets = env.get("assets")
+    # The original assets have many names (a folder, a package), the built-in ones have one.
+    return {"scene": env.get("scene"), "assets": assets if assets in (None, "builtin") else "original"}
 
 
 def longest_chain(rows: Iterable[Row]) -> int:

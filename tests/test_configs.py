@@ -19,8 +19,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from, config_tree
-from vw2_robot.command_line.configuration_page import all_programs
-from vw2_robot.command_line.entry_points import REPLAY_COMMANDS
+from vw2_robot.command_line.entry_points import REPLAY_COMMANDS, all_programs
 from vw2_robot.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]

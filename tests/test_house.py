@@ -60,6 +60,7 @@ WRAPPED = {
     "websockets": {"serving/server.py", "serving/client.py"},
     "pyarrow": {"data/sources/lerobot_dataset.py", "conversion/lerobot_shards.py"},
     "lerobot": {"serving/lerobot_policy"},
+    "wandb": {"storage/tracking.py", "command_line/preflight.py"},
     "gymnasium": {"envs"},
     "vla_eval": {"serving/vla_eval_server.py"},
     "rclpy": {"serving/ros2_node.py"},

@@ -23,7 +23,7 @@ class Hardware:
     """Options that depend on the machine; they may differ between two starts of one run."""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:0, ..."""
+    """auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:0, mps, ..."""
     precision: Literal["float32", "bf16", "float64"] = "float32"
     """bf16: autocast for matrix products; quantizer, losses and weights stay float32. float64: everything, to compare
     runs on other numbers of ranks; slow"""
@@ -70,6 +70,8 @@ class Hardware:
         if self.threads > 0:
             torch.set_num_threads(self.threads)
         device = open_device(self.device, option=option)
+        if device.type == "mps" and self.precision == "float64":
+            raise InputError(f"{option}={self.device}: Apple's GPUs have no float64; give {option}=cpu")
         if device.type == "cuda" and world_size() > 1:
             # One GPU for each rank of a machine, also where the option names one for a single process.
             device = open_device(f"cuda:{local_rank()}", option=option)
@@ -96,7 +98,7 @@ def open_device(name: str, *, option: str = "device") -> torch.device:
     """Return a device that torch can compute on.
 
     Args:
-        name: auto (CUDA where there is one), cpu, cuda, cuda:0, mps, ...
+        name: auto (the first of cuda, mps and cpu that is there), cpu, cuda, cuda:0, mps, ...
         option: the option that the name came from, for the message.
 
     Raises:
@@ -104,11 +106,12 @@ def open_device(name: str, *, option: str = "device") -> torch.device:
     """
     import torch
 
-    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = next(kind for kind in there if there[kind]) if name == "auto" else name
     try:
         device = torch.device(found)
     except RuntimeError as error:
-        raise InputError(f"{option}={name}: expected auto, cpu, cuda, cuda:0, ...") from error
+        raise InputError(f"{option}={name}: expected auto, cpu, cuda, cuda:0, mps, ...") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         seen = torch.cuda.device_count() if torch.cuda.is_available() else "no"
         raise InputError(f"{option}={name}, but torch {torch.__version__} sees {seen} CUDA device")

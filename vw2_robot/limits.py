@@ -36,6 +36,9 @@ Count = Annotated[int, Limit("a whole number of at least 1", lambda value: 1 <= 
 Rate = Annotated[float, Limit("a positive number", lambda value: 0 < value < math.inf)]
 """Hz, frames per second, seconds, learning rates"""
 Share = Annotated[float, Limit("a number between 0 and 1, neither of them", lambda value: 0 < value < 1)]
+EXISTING = "a file or folder that exists"
+ExistingPath = Annotated[str, EXISTING]
+"""checked when a program starts (`command_line.preflight`), and not where a configuration is read from a checkpoint"""
 
 
 def check_number(annotation: Any, value: Any, where: str) -> None:

@@ -3,7 +3,7 @@
     run_dir/config.yaml        resolved; a different configuration in the same folder is an error that names the keys
     run_dir/metrics.jsonl      one object a line: "step" and "stage/quantity_unit"
     run_dir/log.txt            the messages printed to the terminal
-    run_dir/tensorboard/       the same metrics, when the `track` extra is installed
+    run_dir/tensorboard/ or wandb/   the same metrics for a viewer (`vw2_robot.storage.tracking`)
     run_dir/checkpoints/step_N/ and run_dir/latest
     run_dir/kept/step_N/       checkpoints that stay, without optimizer; run_dir/selected may name one of them
     run_dir/.lock              while a process trains here
@@ -17,10 +17,8 @@ any moment and started again it gives the same weights bit for bit. The training
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,11 +44,10 @@ from vw2_robot.checkpoint import (
 )
 from vw2_robot.devices import Hardware
 from vw2_robot.distributed.ranks import any_rank, is_main, main_first
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError
 from vw2_robot.process import DeferredStop
 from vw2_robot.storage.files import (
     append_line,
-    named,
     old_name,
     read_yaml,
     sync_files,
@@ -59,6 +56,7 @@ from vw2_robot.storage.files import (
     write_yaml,
 )
 from vw2_robot.storage.locks import lock_folder
+from vw2_robot.storage.tracking import WANDB_ID, Track, Tracker, open_tracker
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CONFIG = "config.yaml"
@@ -84,6 +82,7 @@ class Run:
         save_every: steps between checkpoints; the last step is always saved.
         log_every: steps between lines of metrics.
         hardware: how long a stop may take, and the precision, in which metrics are written; None: the defaults.
+        track: where metrics go beside metrics.jsonl.
 
     Raises:
         InputError: another process works here, the folder is not that of such a run, or a file in it is damaged.
@@ -99,6 +98,7 @@ class Run:
         save_every: int,
         log_every: int,
         hardware: Hardware | None = None,
+        track: Track = "tensorboard",
     ) -> None:
         self.path = Path(path)
         self.stage = stage
@@ -106,7 +106,8 @@ class Run:
         self.save_every = save_every
         self.log_every = log_every
         self._tree = dict(config)
-        self._board: Board | None = None
+        self._track = track
+        self._tracker: Tracker | None = None
         self._bar: tqdm[int] | None = None
         self._hardware = hardware or Hardware()
         self._state_bytes = 0
@@ -124,7 +125,7 @@ class Run:
     def _open(self) -> None:
         """Find the last checkpoint, and refuse what cannot be continued."""
         # 1. No links among the run's files: what is written or deleted through them lies elsewhere.
-        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, KEPT, SELECTED, "log.txt", "tensorboard"):
+        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, KEPT, SELECTED, "log.txt", "tensorboard", "wandb", WANDB_ID):
             if (self.path / name).is_symlink():
                 raise InputError(
                     f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace "
@@ -198,6 +199,9 @@ class Run:
 
         Args:
             state_bytes: of a checkpoint; one that takes longer than a stop may last is not written at a stop.
+
+        Raises:
+            InputError: the disk has no room for the checkpoints.
         """
         self._state_bytes = state_bytes
         with main_first():
@@ -205,6 +209,13 @@ class Run:
                 self._begin()
 
     def _begin(self) -> None:
+        # A new checkpoint is written before the last one is deleted.
+        wanted = self._state_bytes * (2 if self.checkpoint is None else 1)
+        if (free := shutil.disk_usage(self.path).free) < wanted:
+            raise InputError(
+                f"{self.path}: two checkpoints of {self._state_bytes / 1e9:.2g} GB lie there at a time, and only "
+                f"{free / 1e9:.2g} GB are free; free some space, or use another disk"
+            )
         write_yaml(self.path / CONFIG, self._tree, note=f"a {self.stage} run of vw2_robot")
         file = self.path / METRICS
         damaged = 0
@@ -227,6 +238,7 @@ class Run:
         self._drop_older_checkpoints()
         if damaged:
             self.log_message(f"{file}: {damaged} damaged lines are left out")
+        self._tracker = open_tracker(self._track, self.path, stage=self.stage, config=self._tree, start=self.start)
 
     def steps(self, stop: int | None = None, *, what: str = "") -> Iterator[int]:
         """Yield step numbers from the present one up to `stop` (default: the end), with a progress bar.
@@ -292,13 +304,13 @@ class Run:
         if self._bar is None or self._bar.disable:
             numbers = " ".join(f"{name}={value:.4g}" for name, value in plain.items())
             self.log_message(f"step {step + 1}/{self.total_steps} {numbers}")
+        if self._tracker is None:
+            return
         try:
-            if self._board is None:
-                self._board = Board(self.path / "tensorboard", purge_step=self.start)
-            self._board.write(step + 1, plain)
+            self._tracker.write(step + 1, plain)
         except OSError as error:  # the same numbers are in metrics.jsonl
-            self._board = Board(None)
-            self.log_message(f"no more metrics for TensorBoard: {error}")
+            self._tracker = None
+            self.log_message(f"no more metrics for {self._track}: {error}")
 
     def log_message(self, message: str) -> None:
         """Print a message to the terminal, and append it to log.txt; rank 0 does."""
@@ -354,7 +366,10 @@ class Run:
                 shutil.rmtree(entry)
 
     def close(self) -> None:
-        """Release the lock of the folder."""
+        """Release the lock of the folder, and end what was opened for metrics."""
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
         if self._lock is not None:
             self._lock.release()
 
@@ -376,48 +391,3 @@ def _delete(folder: Path) -> None:
     old = old_name(folder)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(folder.rename(old))
-
-
-class Board:
-    """A writer of TensorBoard scalars; without the `track` extra, or without a folder, it does nothing.
-
-    It writes in the calling thread: the thread of `SummaryWriter` dies with a traceback on a full disk.
-
-    Args:
-        folder: of the event files; None: write nothing.
-        purge_step: TensorBoard drops what earlier files hold from this step on.
-    """
-
-    def __init__(self, folder: Path | None, *, purge_step: int = 0) -> None:
-        self._path: Path | None = None
-        if folder is None:
-            return
-        try:
-            events = require("tensorboard.compat.proto.event_pb2", extra="track")
-            self._summary = require("tensorboard.compat.proto.summary_pb2", extra="track").Summary
-            self._records = require("tensorboard.summary.writer.record_writer", extra="track").RecordWriter
-        except ImportError:  # missing, or without a package of its own: metrics.jsonl has everything
-            return
-        folder.mkdir(exist_ok=True)
-        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
-        self._event = events.Event
-        # TensorBoard expects this as the first event of a file.
-        self._add(file_version="brain.Event:2")
-        self._add(step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one value for each tag.
-
-        Raises:
-            OSError: with the name of the file.
-        """
-        if self._path is not None:
-            pairs = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-            self._add(step=step, summary=self._summary(value=pairs))
-
-    def _add(self, **content: Any) -> None:
-        """Append one event to the file."""
-        assert self._path is not None
-        # Opened for each event, so that none waits in a buffer when the process is killed.
-        with named(self._path), self._path.open("ab") as file:
-            self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -15,6 +15,8 @@ takes over.
 
 `env.scene=ABC` records a third of each split in each of three scenes, as in the benchmark's ABC→D.
 
+README.md of the data set is its card: content, configuration, use, limits.
+
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
 "video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
 cross-embodiment pre-training. With `env=rerendered` they are the windows of recordings that exist, `env.data`, each
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .config import SPLITS, RecordConfig, RecordingJob
+from .dataset_card import write_card
 from .formats import parts_folder
 from .progress import show_progress
 from .sources import CalvinDemonstrations, open_source
@@ -76,12 +79,18 @@ def record(config: RecordConfig) -> None:
     with lock_folder(out, what="a recording", beside=True):
         tree = config_tree(config)
         wanted = {key: tree[key] for key in tree if key not in FREE and tree[key] != LATER.get(key, ...)}
-        bind_output(out, wanted if policy_hash is None else {**wanted, "policy_hash": policy_hash})
-        _record(config)
+        made_with = wanted if policy_hash is None else {**wanted, "policy_hash": policy_hash}
+        bind_output(out, made_with)
+        _record(config, made_with)
 
 
-def _record(config: RecordConfig) -> None:
-    """Make the missing recordings, then complete the data set."""
+def _record(config: RecordConfig, made_with: Mapping[str, Any]) -> None:
+    """Make the missing recordings, then complete the data set.
+
+    Args:
+        config: of the recording.
+        made_with: what of it decides the result, for the card.
+    """
     output = config.open_output()
     if output.is_complete():
         print(f"{config.out} is complete")
@@ -104,6 +113,7 @@ def _record(config: RecordConfig) -> None:
             recorded.update(outcome.tasks)
             failed.update(outcome.failed)
     output.finish(splits)
+    write_card(Path(config.out), config, made_with=made_with, recorded=recorded, failed=failed)
     print(f"{'task':<28}{'recorded':>9}{'failed runs':>13}")
     for task in {**recorded, **failed}:
         print(f"{task:<28}{recorded[task]:>9}{failed[task]:>13}")

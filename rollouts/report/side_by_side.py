@@ -13,7 +13,7 @@ from typing import Any
 from vw2_robot.command_line.config_tree import differing_keys
 
 from ..compare import compare
-from ..results import CHAIN_LENGTH, labels_text, paired_rows, same_seeds
+from ..results import CHAIN_LENGTH, different_problems, labels_text, paired_rows
 from .bars import color
 from .failures import average_length_without, covered_chains, endings, step_histogram
 from .run_folders import Rollout
@@ -38,7 +38,7 @@ def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
             "differs": differing_keys(first.summary["env"], rollout.summary["env"]),
             "chains": 0,
         }
-        if same_seeds(rollout.provenance, first.provenance) and paired_rows(rollout.rows, first.rows):
+        if not different_problems(rollout.provenance, first.provenance) and paired_rows(rollout.rows, first.rows):
             result = compare(rollout.rows, first.rows)
             entry |= {
                 "chains": result["chains"],

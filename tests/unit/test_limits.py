@@ -1,8 +1,9 @@
 import math
 
 import pytest
+import torch
 
-from vw2_robot.devices import open_device
+from vw2_robot.devices import Hardware, open_device
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Count, Rate, Share, Unbounded, check_number, number
 
@@ -41,3 +42,15 @@ def test_a_device_that_cannot_compute_is_refused_by_the_name_of_its_option(name)
     with pytest.raises(InputError, match=rf"hardware\.device={name}"):
         open_device(name, option="hardware.device")
     assert open_device("cpu").type == "cpu"
+
+
+def test_auto_takes_the_gpu_of_a_mac_where_there_is_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))  # no such GPU here
+    assert open_device("auto").type == "mps"
+    with pytest.raises(InputError, match=r"hardware\.device=auto: Apple's GPUs have no float64"):
+        Hardware(precision="float64").torch_device()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert open_device("auto").type == "cuda"

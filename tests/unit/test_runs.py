@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -302,6 +303,7 @@ def events_of(file):
 def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path):
     pytest.importorskip("tensorboard")
     run = open_run(tmp_path / "r")
+    run.begin()
     run.log(0, {"test/loss": 0.5, "test/norm": 2})
     events = next((tmp_path / "r" / "tensorboard").iterdir())
     version, start, first = events_of(events)
@@ -312,7 +314,7 @@ def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path):
     run.log(1, {"test/loss": 0.25})
     run.log(2, {"test/loss": 0.125})
     assert steps_logged(tmp_path / "r") == [1, 2, 3]
-    told = [line for line in (tmp_path / "r" / "log.txt").read_text().splitlines() if "TensorBoard" in line]
+    told = [line for line in (tmp_path / "r" / "log.txt").read_text().splitlines() if "tensorboard" in line]
     assert len(told) == 1
     assert "No space left on device" in told[0]
     assert str(events) in told[0]
@@ -376,3 +378,12 @@ def test_modules_keep_the_precision_of_their_weights_on_the_device_except_in_flo
     assert {p.dtype for p in Hardware(precision="float64").placed(net, torch.device("cpu")).parameters()} == {
         torch.float64
     }
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 10**9))
+    run = open_run(tmp_path / "r")
+    with pytest.raises(InputError, match=r"two checkpoints of 2 GB lie there at a time, and only 3 GB are free"):
+        run.begin(state_bytes=2 * 10**9)
+    assert not (tmp_path / "r" / "config.yaml").exists()
+    run.begin(state_bytes=10**9)

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
 
@@ -43,13 +43,15 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     except InputError:
         raise
     except dacite.WrongTypeError as error:
+        choices = [str(choice) for choice in get_args(error.field_type) if get_origin(error.field_type) is Literal]
         wanted = str(error.field_type if get_args(error.field_type) else error.field_type.__name__)
+        wanted = " or ".join(choices) or wanted.replace("typing.", "")
+        near = "".join(f"; nearest: {name}" for name in get_close_matches(str(error.value), choices, n=1))
         old = str(error.field_path)
         # A key of two meanings that now has one key for each.
         moved = f"; this is now {new}={error.value}" if (new := new_key(old, error.value)) != old else ""
         raise InputError(
-            f"{where}: {old} must be {wanted.replace('typing.', '')}, found {error.value!r}"
-            f"{_quoting(error.value)}{moved}"
+            f"{where}: {old} must be {wanted}, found {error.value!r}{near}{_quoting(error.value)}{moved}"
         ) from error
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}") from error

@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 
-from vw2_robot.command_line import entry_points
+from vw2_robot.command_line.entry_points import all_programs
 from vw2_robot.command_line.keys import defaults_of, keys_of
 
 PAGE_HEAD = """# Configuration reference
@@ -40,17 +39,6 @@ def configuration_page(programs: Mapping[str, tuple[type, str]]) -> str:
             cells = (f"`{key.name}`", key.type, f"`{key.default}`" if key.default else "", key.meaning)
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(parts) + "\n"
-
-
-def all_programs() -> dict[str, tuple[type, str]]:
-    """Return what `configuration_page` takes, for every program of the package."""
-    found: dict[str, tuple[type, str]] = {}
-    for name, program in vars(entry_points).items():
-        if isinstance(program, entry_points.Program):
-            command = name.replace("replay_", "replay ").replace("_", "-")  # subcommands of vw2-replay
-            command = command if command.startswith("pretrain") else f"vw2-{command}"
-            found[command] = (resolve_name(program.config), program.config_name)
-    return found
 
 
 if __name__ == "__main__":

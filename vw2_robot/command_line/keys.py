@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from vw2_robot.command_line.config_tree import key_name
 from vw2_robot.limits import Limit
 
-_WIDTH = 100
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,15 @@ def print_keys(config_cls: type, config_name: str, prefix: str) -> bool:
     """
     found = [key for key in keys_of(config_cls, defaults_of(config_name)) if key.name.startswith(prefix)]
     for key in found:
-        default = f", default {key.default}" if key.default else ""
-        print(f"{key.name}  ({key.type.replace('`', '')}{default})")
-        for line in textwrap.wrap(key.meaning, _WIDTH):
-            print(f"    {line}")
+        print("\n".join(key_lines(key)))
     return bool(found)
+
+
+def key_lines(key: Key) -> list[str]:
+    """Return a key as lines for the terminal: name, type and default, then the meaning."""
+    default = ", must be given" if key.default == "???" else f", default {key.default}" if key.default else ""
+    head = f"{key.name}  ({key.type.replace('`', '')}{default})"
+    return [head, *(f"    {line}" for line in textwrap.wrap(key.meaning, WIDTH))]
 
 
 def defaults_of(config_name: str, *overrides: str) -> dict[str, Any]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vw2_robot.command_line.config_tree import field_name, key_name
 from vw2_robot.errors import InputError
+
+from .config_groups import EXPERIMENT
 
 _NESTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _ARGUMENT = re.compile(r"([+~]{0,2})([A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
@@ -25,19 +26,21 @@ _PLAIN = r"(?!\s*['\"])[^\[\]{},]*"  # an element without quotes around it
 _FLAT_LIST = re.compile(rf"\[{_PLAIN}(,{_PLAIN})*\]")
 
 
-def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
+def as_typed(arguments: Sequence[str], config_cls: type, groups: Sequence[str] = ()) -> list[str]:
     """Return arguments that Hydra parses as the fields of `config_cls` need them.
 
     The yaml files show only what is often changed, so a nested key gets the plus signs with which Hydra accepts a key
-    that no yaml file has. An unknown key at the top gets them too, unless it is a group of yaml files, since Hydra's
-    message suggests no other key. `config_from` refuses unknown keys and wrong types later. The commas of a sweep stay.
+    that no yaml file has. An unknown key at the top gets them too, since Hydra's message suggests no other key.
+    `config_from` refuses unknown keys and wrong types later. An experiment gets the plus sign with which Hydra appends
+    it. The commas of a sweep stay.
 
     Args:
         arguments: of the command, without its name.
         config_cls: root dataclass of the program.
+        groups: names of its groups of yaml files.
     """
     sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
-    known = {key_name(field.name) for field in fields(config_cls)} | _groups()
+    known = {key_name(field.name) for field in fields(config_cls)} | {*groups}
     typed = []
     for argument in arguments:
         found = _ARGUMENT.fullmatch(argument)
@@ -51,9 +54,11 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
             continue
         if not sign and (_NESTED.fullmatch(key) or (key.isidentifier() and key not in known)):
             sign = "++"
+        if not sign and key == EXPERIMENT:
+            sign = "+"
         # In quotes, the commas of a sweep would become part of a single value.
         if not (sweeps and _parsed(f"{key}={value}", sweep=True)):
-            value = _value(key, value, _kinds(config_cls, key))
+            value = _value(key, value, field_types(config_cls, key))
         typed.append(f"{sign}{key}={value}")
     return typed
 
@@ -83,13 +88,8 @@ def check_sweep(arguments: Sequence[str], config_cls: type) -> None:
         )
 
 
-def _groups() -> set[str]:
-    """Return the names of the groups of yaml files, each a folder of `vw2_robot.configs`."""
-    return {entry.name for entry in resources.files("vw2_robot.configs").iterdir() if entry.is_dir()}
-
-
-def _kinds(config_cls: type, key: str) -> tuple[Any, ...]:
-    """Return the types of a field, without None; empty for an unknown field."""
+def field_types(config_cls: type, key: str) -> tuple[Any, ...]:
+    """Return the types of a field by its dotted name, without None; empty for an unknown field."""
     kinds: tuple[Any, ...] = (config_cls,)
     for name in key.split("."):
         owner = next((kind for kind in kinds if is_dataclass(kind)), None)

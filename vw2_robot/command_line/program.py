@@ -11,15 +11,19 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vw2_robot import __version__
+from vw2_robot.command_line.config_groups import check_groups, groups_of
 from vw2_robot.command_line.config_tree import check_keys, config_from, config_tree, differing_keys
 from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed, check_sweep
+from vw2_robot.command_line.preflight import check_before_work
+from vw2_robot.command_line.program_help import help_text
+from vw2_robot.command_line.spellings import as_overrides
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.process import orderly, stop_at_once
 from vw2_robot.storage.files import os_error
@@ -50,7 +54,12 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", ranks: bool = False
+    config_cls: type[ConfigT],
+    *,
+    config_name: str,
+    extra: str = "train",
+    ranks: bool = False,
+    main_keys: Sequence[str] = (),
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
@@ -59,6 +68,7 @@ def program(
         config_name: of its yaml file.
         extra: installs what the program needs, Hydra first of all.
         ranks: may be started as several ranks (torchrun, srun), which are joined while it runs.
+        main_keys: the keys that `--help` explains; empty: all.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
@@ -71,9 +81,11 @@ def program(
             except MissingExtraError as error:
                 print_error(config_name, str(error))
                 raise SystemExit(1) from None
-            if "--keys" in sys.argv[1:]:
-                _print_keys()
-                return
+            for option, show in (("--help", _print_help), ("-h", _print_help), ("--keys", _print_keys)):
+                if option in sys.argv[1:]:
+                    with orderly(config_name):
+                        show()
+                    return
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.errors import CompactHydraException
@@ -100,6 +112,8 @@ def program(
                         config = config_from(config_cls, values)
                         if ranks:
                             check_same_on_all_ranks(config)
+                        with stop_at_once(config_name):
+                            check_before_work(config)
                         run(config)
                 except Exception as error:
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
@@ -120,25 +134,30 @@ def program(
             # Otherwise tokenizers warns at every fork after it has used its threads.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
+                groups = tuple(groups_of(config_name))
                 try:
-                    check_sweep(sys.argv[1:], config_cls)
+                    overrides = as_overrides(sys.argv[1:], config_cls, groups)
+                    check_groups(overrides, config_name)
+                    check_sweep(overrides, config_cls)
                 except InputError as error:
                     print_error(config_name, str(error))
                     raise SystemExit(1) from None
                 # Hydra reads `sys.argv` itself.
-                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
+                sys.argv[1:] = as_typed(overrides, config_cls, groups)
                 job()
                 if failed:
                     print_error(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
                     raise SystemExit(1)
 
+        def _print_help() -> None:
+            print(help_text(config_cls, config_name, main_keys))
+
         def _print_keys() -> None:
             arguments = [argument for argument in sys.argv[1:] if argument != "--keys"]
-            with orderly(config_name):
-                for prefix in arguments or [""]:
-                    if not print_keys(config_cls, config_name, prefix):
-                        print_error(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
-                        raise SystemExit(1)
+            for prefix in arguments or [""]:
+                if not print_keys(config_cls, config_name, prefix):
+                    print_error(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
+                    raise SystemExit(1)
 
         return main
 

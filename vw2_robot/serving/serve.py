@@ -22,7 +22,7 @@ class ServeConfig(ServerSettings):
     policy: str
     """a checkpoint or fine-tuning run folder, builtin:NAME, or a Hub id "owner/name" """
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:0, ..."""
+    """auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:0, mps, ..."""
     threads: Count = 1
     """of the policy, on a CPU"""
     n_action_steps: Count | None = None

@@ -9,8 +9,8 @@ from typing import Literal
 
 import pytest
 
-from vw2_robot.command_line.configuration_page import all_programs, configuration_page
-from vw2_robot.command_line.entry_points import rollout
+from vw2_robot.command_line.configuration_page import configuration_page
+from vw2_robot.command_line.entry_points import all_programs, rollout
 from vw2_robot.command_line.keys import keys_of
 from vw2_robot.limits import Count
 

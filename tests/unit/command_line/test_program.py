@@ -35,7 +35,8 @@ def call(monkeypatch, capsys):
 
 def test_overrides_reach_the_dataclass(call):
     seen = []
-    status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.train_steps=7", "stages=[dldm]", "seed=3")
+    typed = ("run_dir=x", "--data.path", "y", "train_vdm.train_steps=7", "--stages=[dldm]", "seed=3")
+    status, error = call(seen.append, *typed)
     assert (status, error) == (0, "")
     config = seen[0]
     assert isinstance(config, PretrainConfig)
@@ -68,11 +69,19 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
         (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
+        (["run_dir=x", "hardware.sharding=fdsp"], ["must be none or ddp or fsdp, found 'fdsp'; nearest: fsdp"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
         (["run_dir=x", "dldm.num_frames=1"], ["dldm.num_frames must be at least 2", "found 1"]),
         (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
-        (["run_dir=x", "model=huge"], ["model/huge", "tiny"]),
-        (["run_dir"], ["run_dir"]),
+        (["run_dir=x", "model=huge"], ["there is no model called huge", "tiny"]),
+        (["--run_dir", "x", "--model", "tinny"], ["model=tinny", "nearest: tiny"]),
+        (["--run_dir", "x", "--sed", "1"], ["there is no key sed; nearest: seed"]),
+        (["run_dir"], ["'run_dir' belongs to no key; write key=value"]),
+        (
+            ["run_dir=x", "train_dldm.perceptual_weights=no/folder"],
+            ["train_dldm.perceptual_weights=no/folder: there is no such file or folder"],
+        ),
+        (["run_dir=x", "hardware.device=cuda:99"], ["hardware.device=cuda:99", "CUDA device"]),
     ],
     ids=lambda value: " ".join(value),
 )

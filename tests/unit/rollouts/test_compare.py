@@ -11,7 +11,7 @@ from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.compare import CompareConfig, EarlyStopping, compare, lines, main
 from vw2_robot.rollouts.report.run_folders import discover
 from vw2_robot.rollouts.report.side_by_side import comparisons
-from vw2_robot.rollouts.results import append_row, read_rows
+from vw2_robot.rollouts.results import append_row, different_problems, read_rows
 
 TASKS = ["open", "close", "push", "lift", "turn"]
 
@@ -77,12 +77,31 @@ def test_chains_of_different_seeds_are_no_pairs(config, tmp_path):
     rollout(config("base"))
     rollout(config("other", sequences_seed=5))  # the counting world has the same subtasks again
     folders = {"run": str(tmp_path / "other"), "against": str(tmp_path / "base")}
-    with pytest.raises(InputError, match="ran other chains: sequences_seed or starts_seed differs"):
+    with pytest.raises(InputError, match=r"ran other problems, .*: sequences_seed 5 and 0; run both"):
         main(CompareConfig(**folders))
-    with pytest.raises(InputError, match="ran other chains"):
+    with pytest.raises(InputError, match="ran other problems"):
         rollout(config("new", sequences_seed=5, against=str(tmp_path / "base")))
     _, rollouts = discover([tmp_path / "base", tmp_path / "other"])
     assert comparisons(rollouts)["entries"][0]["chains"] == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ({"env": {"scene": "A", "assets": "builtin"}}, ["scene D and A"]),
+        (
+            {"env": {"scene": "D", "assets": "/data"}, "max_steps": 90},
+            ["max_steps 360 and 90", "assets builtin and original"],
+        ),
+        ({"protocol": "single", "control_hz": 15.0}, ["protocol chain and single", "control_hz 30.0 and 15.0"]),
+        ({"env": {"scene": "D", "renderer": "tiny", "reset_mode": "legacy", "instructions": "enriched"}}, []),
+        ({}, []),  # rows of one's own loop need no description
+    ],
+)
+def test_other_scenes_and_limits_are_other_problems(other, found):
+    ours = {"max_steps": 360, "control_hz": 30.0, "env": {"scene": "D", "assets": "builtin", "renderer": "layered"}}
+    assert different_problems(ours, other) == found
+    assert different_problems({"env": {"assets": "a"}}, {"env": {"assets": "b"}}) == []
 
 
 def test_early_stopping_needs_the_same_chains(config, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from vw2_robot.limits import Count, Rate
+from vw2_robot.limits import Count, ExistingPath, Rate
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CodecConfig:
     """dct only: side of the square of pixels that is transformed"""
     keep: Count = 2
     """dct only"""
-    weights: str | None = None
+    weights: ExistingPath | None = None
     """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
     init: Literal["weights", "random"] = "weights"
     """wan only: a VAE with random weights, which encodes nothing of use, must be asked for"""
@@ -132,7 +132,7 @@ class VDMConfig:
     init: Literal["prior", "weights", "random"] = "prior"
     """what phase 2 begins with. prior: the video prior of `weights`, or without them of its stage; weights: that of
     `weights`, and of nothing else; random: random weights (Table A.3)"""
-    weights: str | None = None
+    weights: ExistingPath | None = None
     """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
     frozen_precision: Literal["float32", "bf16"] = "float32"
     """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("pybullet")
 
@@ -21,6 +22,7 @@ from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording import record as program
 from vw2_robot.envs.recording.config import CALVIN_TARGET, OTHER_ROBOTS_TARGET, RecordConfig
+from vw2_robot.envs.recording.dataset_card import dataset_card
 from vw2_robot.envs.recording.demonstrations import Recorder, expand_tasks
 from vw2_robot.envs.recording.record import record
 from vw2_robot.errors import InputError
@@ -44,6 +46,26 @@ def recorded(tmp_path_factory):
     out = tmp_path_factory.mktemp("recorded") / "calvin"
     record(config(out, validation_episodes=1))
     return out
+
+
+def test_the_card_says_what_is_in_the_data_set_and_how_it_was_made(recorded):
+    _, head, text = (recorded / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert yaml.safe_load(head) | {"tags": []} == {
+        "license": "apache-2.0",
+        "task_categories": ["robotics"],
+        "language": ["en"],
+        "tags": [],
+    }
+    assert "# Scripted demonstrations of the CALVIN tasks, scene D" in text
+    assert "| recordings | 3 training, 1 validation |" in text
+    assert text.count("| open_drawer | 1 | 0 |") == 1
+    made = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert (made["env"]["scene"], made["tasks"], made["episodes"]) == ("D", TASKS, 3)
+    assert "out" not in made
+    foreign = replace(config("x"), env={**ENV, "assets": "/data"})
+    card = dataset_card(foreign, made_with={}, recorded=Counter(), failed=Counter())
+    assert "license: other" in card
+    assert "terms of their assets" in card
 
 
 def test_recordings_are_balanced_and_have_training_instructions(recorded):

@@ -2,6 +2,7 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,3 +378,14 @@ def test_code_usage_names_used_codes_of_all():
     panel = code_usage_panel({"histogram": [5, 0, 3, 8], "used": 3, "perplexity": 2.7}, ids="f")
     assert "3 of 4 codes used, perplexity 2.7" in panel.caption
     assert len(panel.legend) == 1
+
+
+def test_rows_of_another_loop_make_a_report_as_the_page_says(tmp_path, monkeypatch):
+    page = (Path(__file__).resolve().parents[4] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    code = page.partition("## Rows of your own loop")[2].partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    write_report(["runs/mine"], "runs/mine/report")
+    table = Path("runs/mine/report/table.md").read_text(encoding="utf-8")
+    assert "mine" in table
+    assert "50.0" in table  # one of two
