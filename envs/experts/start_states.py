@@ -221,12 +221,12 @@ def random_motion(env: CalvinEnv, rng: np.random.Generator) -> Iterator[Action]:
         env: the environment; the caller executes each action before it takes the next.
         rng: generator of directions, speeds, gripper and number of steps.
     """
-    push, turn = (axis / np.linalg.norm(axis) * rng.uniform() for axis in rng.normal(size=(2, 3)))
+    push, rotation = (axis / np.linalg.norm(axis) * rng.uniform() for axis in rng.normal(size=(2, 3)))
     gripper = rng.choice((-1.0, 1.0))
     for _ in range(int(rng.integers(*RANDOM_MOTION_STEPS))):
         if env.robot.tcp_pose()[0][2] < LOWEST_RANDOM_MOTION_M:
             push[2] = abs(push[2])
-        yield np.array([*push, *turn, gripper])
+        yield np.array([*push, *rotation, gripper])
 
 
 def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: bool = False) -> Iterator[Action]:
