@@ -61,6 +61,8 @@ WRAPPED = {
     "pyarrow": {"data/sources/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
     "gymnasium": {"envs"},
+    "viser": {"rollouts/live/page.py"},
+    "trimesh": {"rollouts/live/meshes.py"},
 }
 # envs/__init__.py asks for these by their extra, before any other file of that folder is read.
 ASKED_FOR_BY_ENVS = {"gymnasium", "omegaconf"}

@@ -107,6 +107,7 @@ select = Program(
     extra="calvin",
 )
 serve = Program("vw2_robot.serving.serve:serve", "vw2_robot.serving.serve:ServeConfig", "serve", extra="serve")
+live = Program("vw2_robot.rollouts.live.live:live", "vw2_robot.rollouts.live.config:LiveConfig", "live", extra="live")
 export = Program("vw2_robot.serving.export:main", "vw2_robot.serving.export:ExportConfig", "export")
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"
