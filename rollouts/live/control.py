@@ -18,7 +18,7 @@ from vw2_robot.contracts import Benchmark, Policy
 from vw2_robot.errors import InputError
 
 from .playback import Playback, ShownWorld
-from .session import FrameDecoder, Image, LiveEpisode, Session, Subtask, Vector, View
+from .session import FrameDecoder, Image, LiveEpisode, LiveView, Session, Subtask, Vector
 
 Stage = Session | Playback
 
@@ -225,7 +225,7 @@ class Control:
             raise InputError("there is nothing to save yet: give an instruction first")
         self.notice = "saved: " + ", ".join(str(path) for path in self._opener.save(episode, self.world))
 
-    def view(self) -> View:
+    def view(self) -> LiveView:
         """Return what is to be shown now."""
         return self.stage.view()
 

@@ -53,4 +53,4 @@ class Expectation:
 
     def reduced(self, image: Image) -> Image:
         """Return an image in the size of the frames."""
-        return np.asarray(resize_frame(image, height=self._dldm.config.height, width=self._dldm.config.width))
+        return np.array(resize_frame(image, height=self._dldm.config.height, width=self._dldm.config.width))

@@ -20,7 +20,7 @@ from ..evaluate import subtask_seed
 from ..recording import FOLDER
 from ..results import read_results
 from .control import ChosenWorld, Library, Stage
-from .playback import Playback, RecordedEpisode
+from .playback import Playback, PlayedEpisode
 from .session import Session, Subtask
 
 
@@ -109,7 +109,7 @@ class CalvinEpisodes:
         trajectory = self._dataset.trajectories[number]
         images, robot_obs, scene_obs = self._dataset.read_together(trajectory, ("rgb_static", "robot_obs", "scene_obs"))
         states = (robot_obs, scene_obs) if trajectory.scene == world.scene else None
-        return Playback(world, RecordedEpisode(trajectory.instruction, trajectory.task, images, states))
+        return Playback(world, PlayedEpisode(trajectory.instruction, trajectory.task, images, states))
 
 
 class VideoEpisodes:
@@ -152,7 +152,7 @@ class VideoEpisodes:
             raise InputError(f"episode {number} of {self._source.name} cannot be read")
         images = [episode.decode(index) for index in range(len(episode))]
         rate = max(1, round(world.control_hz / episode.hz))
-        return Playback(world, RecordedEpisode(episode.instruction, None, images, None, steps_per_image=rate))
+        return Playback(world, PlayedEpisode(episode.instruction, None, images, None, steps_per_image=rate))
 
 
 def open_library(path: Path, split: str | None, *, device: str) -> Library:

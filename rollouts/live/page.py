@@ -18,7 +18,7 @@ from vw2_robot.errors import require
 
 from .control import Control, Opener
 from .meshes import add_shape
-from .session import Expected, Image, View
+from .session import Expected, Image, LiveView
 from .worker import LiveWorker
 
 BLOCKS = ("red", "blue", "pink")
@@ -91,6 +91,8 @@ class Page:
         server = self._server
         server.gui.configure_theme(show_logo=False, show_share_button=False)
         server.scene.configure_environment_map("studio", environment_intensity=0.25)
+        # Without a GPU a browser draws every pixel on the CPU that the policy needs, and shadows several times.
+        server.scene.configure_default_lights(cast_shadow=False)
         server.initial_camera.position = CAMERA_POSITION
         server.initial_camera.look_at = CAMERA_TARGET
         server.scene.add_grid("/ground", width=4.0, height=4.0, cell_size=0.2, plane_opacity=0.0)
@@ -110,7 +112,7 @@ class Page:
         """End the server."""
         self._server.stop()
 
-    def show(self, control: Control, view: View) -> None:
+    def show(self, control: Control, view: LiveView) -> None:
         """Show a view; called by the worker."""
         with self._server.atomic():
             if control.world_number != self._world_number:
@@ -242,7 +244,7 @@ class Page:
         return gizmo
 
 
-def status_text(control: Control, view: View, views_per_second: float) -> str:
+def status_text(control: Control, view: LiveView, views_per_second: float) -> str:
     """Return the status as markdown.
 
     Args:
@@ -274,7 +276,7 @@ def status_text(control: Control, view: View, views_per_second: float) -> str:
     return "\n\n".join(lines)
 
 
-def tokens_text(control: Control, view: View) -> str:
+def tokens_text(control: Control, view: LiveView) -> str:
     """Return the latent tokens of the present policy call, and how near the expected frames came, as markdown."""
     if control.opened.decoder is None and view.tokens is None:
         return f"No expected frames: {control.opened.note}."

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .session import Image, LiveEpisode, LiveWorld, Mode, Vector, View
+from .session import Image, LiveEpisode, LiveView, LiveWorld, Mode, Vector
 
 
 class ShownWorld(LiveWorld, Protocol):
@@ -23,7 +23,7 @@ class ShownWorld(LiveWorld, Protocol):
 
 
 @dataclass(frozen=True)
-class RecordedEpisode:
+class PlayedEpisode:
     """L recorded time steps."""
 
     instruction: str
@@ -39,7 +39,7 @@ class RecordedEpisode:
 class Playback:
     """A recorded episode in a world, which it only shows."""
 
-    def __init__(self, world: ShownWorld, recorded: RecordedEpisode) -> None:
+    def __init__(self, world: ShownWorld, recorded: PlayedEpisode) -> None:
         self.world = world
         self.mode: Mode = "running"
         self.env_step = 0
@@ -76,7 +76,7 @@ class Playback:
     def release(self) -> None:
         """Do nothing."""
 
-    def view(self) -> View:
+    def view(self) -> LiveView:
         """Return what is to be shown now."""
         recorded = self._recorded
         index = self.env_step // recorded.steps_per_image
@@ -84,7 +84,7 @@ class Playback:
             robot_obs, scene_obs = recorded.states
             self.world.show(robot_obs[index], scene_obs[index])
         self._shown = index
-        return View(
+        return LiveView(
             scene=self.world.scene,
             mode=self.mode,
             instruction=recorded.instruction,

@@ -134,7 +134,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class View:
+class LiveView:
     """All that the page shows of one moment."""
 
     scene: str
@@ -225,10 +225,10 @@ class Session:
             self._image = None
         return self._is_dragging
 
-    def view(self) -> View:
+    def view(self) -> LiveView:
         """Return what is to be shown now."""
         subtask = self.subtask
-        return View(
+        return LiveView(
             scene=self.world.scene,
             mode=self.mode,
             instruction=subtask.instruction if subtask else "",

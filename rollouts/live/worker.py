@@ -17,7 +17,7 @@ from collections.abc import Callable
 from vw2_robot.errors import InputError, MissingExtraError
 
 from .control import Control
-from .session import View
+from .session import LiveView
 
 VIEWS_PER_SECOND = 10
 STEPS_PER_VIEW = 3
@@ -33,7 +33,7 @@ class LiveWorker:
         publish: gets each view, with the control, in the thread.
     """
 
-    def __init__(self, open_control: Callable[[], Control], publish: Callable[[Control, View], None]) -> None:
+    def __init__(self, open_control: Callable[[], Control], publish: Callable[[Control, LiveView], None]) -> None:
         self.error: BaseException | None = None
         """what ended the thread"""
         self.views_per_second = 0.0

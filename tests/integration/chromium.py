@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,25 +23,39 @@ class Chromium:
     """One page in a browser of its own. `errors` collects what the page reports as an error."""
 
     def __init__(self, url: str, folder: Path, *, width: int = 1280, height: int = 800, mobile: bool = False) -> None:
-        assert PROGRAM is not None
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu-sandbox", "--enable-unsafe-swiftshader"]
-        flags += ["--use-angle=swiftshader", "--no-first-run", "--disable-background-networking"]
-        flags += [f"--user-data-dir={folder}", "--remote-debugging-port=0", f"--window-size={width},{height}"]
-        self._process = subprocess.Popen([PROGRAM, *flags, "about:blank"], stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        port = next(
-            found[1] for line in self._process.stderr if (found := re.search(r"listening on ws://[\d.]+:(\d+)/", line))
-        )
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
-            target = next(entry for entry in json.load(answer) if entry["type"] == "page")
-        self._socket = connect(target["webSocketDebuggerUrl"], max_size=None)
-        self._number = 0
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self._url = url
+        self._folder = folder
+        self._size = {"width": width, "height": height, "mobile": mobile, "deviceScaleFactor": 1}
+        self._number = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Chromium:
+        assert PROGRAM is not None
+        flags = ["--headless=new", "--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader"]
+        flags += ["--no-first-run", "--disable-background-networking", f"--user-data-dir={self._folder}"]
+        command = [PROGRAM, *flags, "--remote-debugging-port=0", "about:blank"]
+        with ExitStack() as opening:
+            process = opening.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            opening.callback(process.terminate)
+            assert process.stderr is not None
+            announced = (re.search(r"listening on ws://[\d.]+:(\d+)/", line) for line in process.stderr)
+            port = next(found[1] for found in announced if found)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
+                target = next(entry for entry in json.load(answer) if entry["type"] == "page")
+            self._socket = opening.enter_context(connect(target["webSocketDebuggerUrl"], max_size=None))
+            self._open = opening.pop_all()
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
-        self.call("Page.navigate", url=url)
+        self.call("Emulation.setDeviceMetricsOverride", **self._size)
+        self.call("Page.navigate", url=self._url)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result; events that arrive before it are collected."""
@@ -89,13 +104,3 @@ class Chromium:
     def screenshot(self) -> bytes:
         """Return a PNG of what is seen."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-
-    def __enter__(self) -> Chromium:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(timeout=30)
