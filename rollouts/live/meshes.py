@@ -45,6 +45,5 @@ def add_shape(scene: Any, name: str, shape: ShownShape, *, is_light: bool) -> An
         texture = getattr(getattr(mesh.visual, "material", None), "image", None)
         if texture is not None and not is_light:
             return scene.add_mesh_trimesh(name, mesh, **pose)
-    # Flat: the furniture has edges, and the arm enough triangles.
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
-    return scene.add_mesh_simple(name, vertices, faces, color=rgb, flat_shading=True, side="double", **pose)
+    return scene.add_mesh_simple(name, vertices, faces, color=rgb, side="double", **pose)

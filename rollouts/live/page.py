@@ -162,6 +162,7 @@ class Page:
             self._tokens = gui.add_markdown("")
             self._comparison = gui.add_image(np.zeros((2, 2, 3), np.uint8), jpeg_quality=90, visible=False)
         panel.dock_left()
+        panel.expand()  # also on a narrow screen, where it lies below the controls
         panel.set_width(PANEL_PX)
 
     def _build_controls(self, policy: str, seed: int, opener: Opener) -> None:
@@ -173,8 +174,8 @@ class Page:
         with gui.add_form("Instruction") as form:
             text = gui.add_text("Text", "open the drawer")
             gui.add_button("Do it").on_click(lambda _: form.submit())
+            run = gui.add_button_group("Run", tuple(RUN_BUTTONS))
         form.on_submit(lambda _: self._submit(Control.ask, text.value))
-        run = gui.add_button_group("Run", tuple(RUN_BUTTONS))
         run.on_click(lambda event: self._submit(RUN_BUTTONS[event.target.value]))
         with gui.add_folder("Tasks"):
             for group in TASK_BUTTONS:

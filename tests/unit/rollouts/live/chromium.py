@@ -95,6 +95,10 @@ class Chromium:
             time.sleep(0.3)
         return value
 
+    def wait_for_text(self, text: str, *, seconds: float = 60.0) -> None:
+        """Wait until the page shows a text."""
+        self.wait_for(f"(document.body?.innerText ?? '').includes({json.dumps(text)})", seconds=seconds)
+
     def press(self, label: str) -> None:
         """Click the button with this text."""
         found = f"[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {json.dumps(label)})"

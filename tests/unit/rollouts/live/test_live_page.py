@@ -53,12 +53,12 @@ def test_a_task_pressed_in_a_browser_is_solved_and_seen(served, chromium, tmp_pa
     if chromium.PROGRAM is None:
         pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
     with chromium.Chromium(f"http://127.0.0.1:{served.port}", tmp_path / "profile", width=960, height=480) as browser:
-        browser.wait_for("document.body.innerText.includes('Ready for an instruction')", seconds=120)
+        browser.wait_for_text("Ready for an instruction", seconds=120)
         browser.press("open drawer")
-        browser.wait_for("document.body.innerText.includes('Solved in')", seconds=240)
+        browser.wait_for_text("Solved in", seconds=240)
         pixels = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB")).astype(float)
         browser.press("Save this episode")
-        browser.wait_for("document.body.innerText.includes('episode_0000.mp4')", seconds=60)
+        browser.wait_for_text("episode_0000.mp4")
     assert browser.errors == []
     assert all(url.startswith((f"http://127.0.0.1:{served.port}/", "data:", "blob:")) for url in browser.requests)
     scene, camera = pixels[100:400, 360:600], pixels[80:370, 20:310]
