@@ -35,7 +35,7 @@ class CalvinWorld:
         blocks: name of each block -> name of its part.
         benchmark: which policies and recorded chains are bound to.
         light_parts: name of each light -> name of its part.
-        light_colors: (light, whether it is on) -> RGB, 0 to 1.
+        light_colors: (light, whether it is on) -> RGB, 0 to 255.
     """
 
     def __init__(self, benchmark: Benchmark, env: CalvinEnv) -> None:
@@ -50,7 +50,7 @@ class CalvinWorld:
         self.blocks = {block: part_name(uid, -1) for block, uid in scene.blocks.items()}
         self.light_parts = {light: part_name(scene.table_uid, scene.links[link]) for light, (link, _) in LIGHTS.items()}
         self.light_colors = {
-            (light, is_on): tuple(map(float, (color if is_on else OFF_COLOR)[:3]))
+            (light, is_on): tuple(255 * value for value in (color if is_on else OFF_COLOR)[:3])
             for light, (_, color) in LIGHTS.items()
             for is_on in (True, False)
         }

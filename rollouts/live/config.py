@@ -36,7 +36,7 @@ class LiveConfig:
     host: str = "127.0.0.1"
     """address to listen on. Whoever reaches it can command the page, and with it name folders and models to load"""
     port: int = 8080
-    """0 to 65535; 0: any that is free"""
+    """0 to 65535; the next free one where it is in use, 0: any that is free"""
     device: str = "auto"
     """of the policy: auto (CUDA where there is one), cpu, cuda, cuda:0, ..."""
     threads: Count = 1

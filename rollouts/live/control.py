@@ -53,8 +53,8 @@ class ChosenWorld(ShownWorld, Protocol):
     """name of each block -> name of its part"""
     light_parts: Mapping[str, str]
     """name of each light -> name of its part"""
-    light_colors: Mapping[tuple[str, bool], Vector]
-    """(light, whether it is on) -> RGB, 0 to 1"""
+    light_colors: Mapping[tuple[str, bool], tuple[int, ...]]
+    """(light, whether it is on) -> RGB, 0 to 255"""
 
     def restart(self, task: str | None, seed: int) -> None:
         """Go to a start state: of a task, or of the evaluation chain with this number."""

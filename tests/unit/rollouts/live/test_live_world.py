@@ -51,8 +51,7 @@ def test_parts_are_where_the_simulation_has_them_and_every_shape_belongs_to_one(
     robot_base = parts["/body_0/link_-1"]
     np.testing.assert_allclose(robot_base[0], (-0.34, -0.46, 0.24), atol=1e-6)
     assert set(world.lights()) == set(world.light_parts) == {"lightbulb", "led"}
-    assert world.light_colors["led", True] == (0.0, 1.0, 0.0)
-    assert all(isinstance(value, float) for color in world.light_colors.values() for value in color)  # not 0 to 255
+    assert (world.light_colors["led", True], world.light_colors["led", False]) == ((0, 255, 0), (255, 255, 255))
 
 
 def test_a_start_is_that_of_an_evaluation_chain_or_one_in_which_the_task_can_be_done(world):
