@@ -273,22 +273,25 @@ def status_text(control: Control, view: LiveView, views_per_second: float) -> st
     if control.notice:
         lines.append(f"*{control.notice}*")
     rate = f" · {views_per_second:.1f} frames/s" if views_per_second else ""
-    lines.append(f"`{control.policy_name}` · scene {view.scene} · seed {control.seed}{rate}")
+    actor = f"`{view.policy}`" if view.policy else "recorded"
+    lines.append(f"{actor} · scene {view.scene} · seed {control.seed}{rate}")
     return "\n\n".join(lines)
 
 
 def tokens_text(control: Control, view: LiveView) -> str:
     """Return the latent tokens of the present policy call, and how near the expected frames came, as markdown."""
+    if view.policy != control.policy_name and view.tokens is None:
+        return "No expected frames: this is a recording."
     if control.opened.decoder is None and view.tokens is None:
         return f"No expected frames: {control.opened.note}."
-    lines = ["**Latent tokens** of this policy call, one line a latent step:"]
     if view.tokens is None:
         return "Latent tokens and expected frames appear with the first policy call."
-    lines.append("\n".join(["```", *(" ".join(f"{token:4d}" for token in row) for row in view.tokens), "```"]))
-    if control.opened.decoder is None:
-        return "\n\n".join([*lines, f"No expected frames: {control.opened.note}."])
+    rows = (" ".join(f"{token:4d}" for token in row) for row in view.tokens)
+    lines = ["**Latent tokens** of this policy call, one line a latent step:", "\n".join(["```", *rows, "```"])]
+    if view.expected is None:
+        return "\n\n".join([*lines, f"No expected frames: {control.opened.note or 'this is a recording'}."])
     lines.append("**Expected** (above), and what then **happened**:")
-    decibel = view.expected.decibel() if view.expected else None
+    decibel = view.expected.decibel()
     if decibel is not None:
         lines.append(
             f"PSNR against what happened: expected {decibel[0]:.1f} dB, first image held still {decibel[1]:.1f} dB."

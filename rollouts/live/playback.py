@@ -86,6 +86,7 @@ class Playback:
         self._shown = index
         return LiveView(
             scene=self.world.scene,
+            policy="",
             mode=self.mode,
             instruction=recorded.instruction,
             task=recorded.task,

@@ -138,6 +138,8 @@ class LiveView:
     """All that the page shows of one moment."""
 
     scene: str
+    policy: str
+    """name of the policy that acts; empty where a recording is shown"""
     mode: Mode
     instruction: str
     task: str | None
@@ -230,6 +232,7 @@ class Session:
         subtask = self.subtask
         return LiveView(
             scene=self.world.scene,
+            policy=self._policy_name,
             mode=self.mode,
             instruction=subtask.instruction if subtask else "",
             task=subtask.task if subtask else None,

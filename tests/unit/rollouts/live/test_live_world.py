@@ -102,6 +102,14 @@ def test_the_demonstrator_solves_a_task_which_is_saved_and_played_again(tmp_path
     assert (first["solved"], first["task"], second["solved"]) == (True, "open_drawer", False)
     assert {path.name for path in (tmp_path / "video").iterdir()} == {"episode_0000.mp4", "episode_0001.mp4"}
 
+    # The videos can be played, too, as any data set without states.
+    pytest.importorskip("av", reason="PyAV is not installed (extra video)")
+    videos = open_library(tmp_path / "video", None, device="cpu")
+    control = Control(opener, policy="random", scene="D", seed=0)
+    view = videos.open(0, control.world).view()
+    control.close()
+    assert (len(videos), view.image.shape) == (2, (480, 384, 3))
+
     # The data set has the one solved task, and playing it shows the recorded states.
     played = LiveOpener(LiveConfig(env=ENV, data=LiveDataConfig(path=str(tmp_path / "calvin"))))
     assert len(played.library) == 1
