@@ -13,7 +13,7 @@ before.
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import gymnasium
 import numpy as np
@@ -32,6 +32,9 @@ from .oracle import TaskOracle
 from .physics import pybullet_version
 from .sequences import make_sequences, start_state
 from .single_tasks import block_poses, fork_tasks, go_to_single_start, needs_prelude, single_tasks
+
+if TYPE_CHECKING:
+    from .live.world import CalvinWorld
 
 MAX_STEPS = 360
 
@@ -189,6 +192,13 @@ class CalvinBenchmark(CalvinProtocol):
             },
         }
         super().__init__(self.env, TaskOracle(), max_steps=max_steps, instructions=instructions, metadata=metadata)
+
+    def live_world(self) -> CalvinWorld:
+        """Return the simulator as `vw2-live` shows it."""
+        # Imported here: no evaluation needs it.
+        from .live.world import CalvinWorld
+
+        return CalvinWorld(self, self.env)
 
 
 def check_max_steps(max_steps: int) -> None:

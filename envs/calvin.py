@@ -139,6 +139,11 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             raise
 
     @property
+    def physics(self) -> Physics:
+        """The simulation of robot and scene."""
+        return self._physics
+
+    @property
     def scene_order(self) -> tuple[str, ...]:
         """Names of the blocks in the order in which `scene_obs` lists them."""
         return self.scene.table.block_order

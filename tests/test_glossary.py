@@ -53,7 +53,7 @@ OWNED = {
     "turn_on_led": "CALVIN's task", "turn_off_led": "CALVIN's task", "turn_on_lightbulb": "CALVIN's task",
     "turn_off_lightbulb": "CALVIN's task", "eye_in_hand_rgb": "Open-X", "hand_image": "Open-X",
     "get_type_hints": "Python's typing", "ImageDraw": "Pillow", "Draw": "Pillow", "choices": "argparse",
-    "break_long_words": "Python's textwrap",
+    "break_long_words": "Python's textwrap", "look_at": "viser",
     "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
     "instruction_words": "words of a language, in a tokenizer",
     "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF", "film": "FiLM layers (Perez et al. 2018)",

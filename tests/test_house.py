@@ -64,6 +64,8 @@ WRAPPED = {
     "gymnasium": {"envs"},
     "vla_eval": {"serving/vla_eval_server.py"},
     "rclpy": {"serving/ros2_node.py"},
+    "viser": {"rollouts/live/page.py"},
+    "trimesh": {"rollouts/live/meshes.py"},
 }
 # envs/__init__.py asks for these by their extra, before any other file of that folder is read.
 ASKED_FOR_BY_ENVS = {"gymnasium", "omegaconf"}

@@ -196,6 +196,7 @@ serve = Program(
     extra="serve",
     main_keys=("policy", "host", "port", "image_keys", "api_key_file", "max_batch_size", "n_action_steps", "device"),
 )
+live = Program("vw2_robot.rollouts.live.live:live", "vw2_robot.rollouts.live.config:LiveConfig", "live", extra="live")
 export = Program("vw2_robot.serving.export:main", "vw2_robot.serving.export:ExportConfig", "export")
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"

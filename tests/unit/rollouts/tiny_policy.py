@@ -10,6 +10,8 @@ import torch
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
@@ -17,7 +19,16 @@ from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, Pol
 STRIDE = 4
 
 
-def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1) -> Path:
+DLDM_CONFIG = DLDMConfig(  # a temporal stride of 2 (stem) x 2 (level) = 4
+    num_frames=5,
+    height=16,
+    width=16,
+    stem=StemConfig("pixel", 2, 4, 1),
+    levels=(LevelConfig(8, 1, downsample_time=True),),
+)
+
+
+def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1, with_dldm: bool = False) -> Path:
     """Write the checkpoint; actions are large, so that a changed bit soon shows in the world; `shift` is their mean."""
     generator = torch.Generator().manual_seed(0)
     config = PolicyConfig(
@@ -27,6 +38,7 @@ def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1) -> Path
     with torch.random.fork_rng():
         torch.manual_seed(0)
         head = ActionHead(ActionHeadConfig(16), width=32, queries=config.queries, stride=STRIDE)
+        dldm = {"dldm": DLDM(DLDM_CONFIG)} if with_dldm else {}
     rng = np.random.default_rng(0)
     labels = np.clip(rng.normal(shift, 0.9, (400, 7)), -1, 1)
     labels[:, 6] = rng.choice((-1.0, 1.0), 400)
@@ -40,8 +52,9 @@ def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1) -> Path
             "acting": "expected",
             "latent_steps": 1,
             "n_action_steps": STRIDE,
+            **({"dldm": config_tree(DLDM_CONFIG)} if with_dldm else {}),
         },
-        modules={"policy": policy, "head": head},
+        modules={"policy": policy, "head": head, **dldm},
         facts={"control_hz": 30.0, "label_fraction": 0.0},
         files={
             "tokens": policy.backbone.vocabulary.to_json(),
