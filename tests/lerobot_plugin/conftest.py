@@ -129,7 +129,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def lerobot(tmp_path):
-    """`lerobot(program, *arguments, site=...)` runs one of LeRobot's programs, with the plugin found in `site`."""
+    """`lerobot("lerobot-eval", *arguments, site=...)` runs a program of LeRobot, with the plugin found in `site`."""
 
     def run(program, *arguments, site):
         environment = os.environ | {
@@ -138,9 +138,9 @@ def lerobot(tmp_path):
             "HF_LEROBOT_HOME": str(tmp_path / "home"),
             "TOKENIZERS_PARALLELISM": "false",
         }
-        command = [sys.executable, "-m", f"lerobot.scripts.{program}", *arguments]
+        command = [sys.executable, "-m", f"lerobot.scripts.{program.replace('-', '_')}", *arguments]
         done = subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout + done.stderr
