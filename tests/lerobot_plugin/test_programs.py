@@ -40,11 +40,16 @@ def decoded(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
 
 
+def blocks(language):
+    """Blocks of the page in a language; "" has its commands."""
+    page = (ROOT / "docs" / "integrations" / "lerobot.md").read_text()
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
+
+
 def commands():
     """The page's commands, without the variables before them."""
-    page = (ROOT / "docs" / "integrations" / "lerobot.md").read_text()
-    blocks = re.findall(r"^```\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    lines = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    lines = [shlex.split(line) for block in blocks("") for line in block.splitlines()]
     return [[part for part in line if not part.startswith("PYTHONPATH=")] for line in lines]
 
 
@@ -112,10 +117,9 @@ def test_a_plugin_on_the_path_is_named_and_writes_what_the_policy_expects(decodi
 def test_the_head_is_fine_tuned_and_the_result_is_a_policy_of_ours(installed, exported, lerobot, place, monkeypatch):
     lerobot(*command_with(*TRAIN), *FEW, "--steps=10", site=installed)
     folder = place / "runs/first/head/checkpoints/last/pretrained_model"
-    page = (ROOT / "docs" / "integrations" / "lerobot.md").read_text()
     monkeypatch.chdir(place)
     names = {}
-    exec("".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)), names)
+    exec("".join(blocks("python")), names)
     after, before = names["agent"], VW2Agent.from_pretrained(exported)
     assert (place / "runs/first/head/policy/README.md").is_file()
     assert after.metadata["control_hz"] == 10.0

@@ -92,9 +92,9 @@ class Vw2Policy(PreTrainedPolicy):
         if dataset_meta is not None:
             kept = {name: fact for name, fact in config.facts.items() if name not in ("label_seed", "labels_digest")}
             config.facts = {**kept, "control_hz": float(dataset_meta.fps), "label_fraction": 1.0}
-        policy_lr = config.policy_lr
-        self.policy_lr = (SCRATCH_LR if agent is None else 0.0) if policy_lr is None else policy_lr
-        self.policy.requires_grad_(self.policy_lr > 0)
+        if config.policy_lr is None:  # set here, so that a run that is resumed trains what it did before
+            config.policy_lr = SCRATCH_LR if agent is None else 0.0
+        self.policy.requires_grad_(config.policy_lr > 0)
         self.last_predicted_latents: Tensor | None = None
         if config.save_predicted_video:
             if config.config["acting"] == "none":
@@ -150,12 +150,13 @@ class Vw2Policy(PreTrainedPolicy):
     def train(self, mode: bool = True) -> Vw2Policy:
         """Set the mode of training; what is not trained stays in that of evaluation."""
         super().train(mode)
-        self.policy.train(mode and self.policy_lr > 0)
+        self.policy.train(mode and self.config.policy_lr > 0)
         return self
 
     def get_optim_params(self) -> list[dict[str, Any]]:
         """Return the head, and the rest of the policy at its own learning rate where it is trained."""
-        rest = [{"params": list(self.policy.parameters()), "lr": self.policy_lr}] if self.policy_lr else []
+        lr = self.config.policy_lr
+        rest = [{"params": list(self.policy.parameters()), "lr": lr}] if lr else []
         return [{"params": list(self.head.parameters())}, *rest]
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
