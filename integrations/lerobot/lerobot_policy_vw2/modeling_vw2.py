@@ -222,7 +222,7 @@ class Vw2Policy(PreTrainedPolicy):
         videos = []
         for image, codes in zip(images, torch.from_numpy(codes_BHN).to(self._agent.device), strict=True):
             first = dldm.resized(to_model_range(torch.from_numpy(image).to(codes.device))[None, None])[0]
-            drawn = imagine_segments(
+            frames = imagine_segments(
                 dldm.to(codes.device),
                 first,
                 lambda number, _, codes=codes: codes[None, number * longest : (number + 1) * longest],
@@ -230,7 +230,7 @@ class Vw2Policy(PreTrainedPolicy):
                 generator=torch.Generator(),  # of a renderer's noise: there is none
             ).coarse[1:]
             # A dLDM may draw every second frame, say, and an action has one.
-            videos.append(drawn[steps * len(drawn) // self.config.chunk_size].cpu())
+            videos.append(frames[steps * len(frames) // self.config.chunk_size].cpu())
         return rearrange(torch.stack(videos), "b t c h w -> b c t h w")
 
     def _read(self, batch: Batch) -> tuple[NDArray[np.uint8], list[str]]:
