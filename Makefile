@@ -20,12 +20,18 @@ PRIOR ?= runs/prior
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What pip gets for an environment; empty: everything, in the versions of the interpreter.
+INSTALL ?=
+# LeRobot asks for older versions of numpy, torch and others than ours, so it has an environment of its own.
+WITH_LEROBOT := PYTHON= PYTHONS=3.12 VENV=.venv-lerobot INSTALL="-c constraints-lerobot.txt -e .[calvin] pytest beartype \
+    lerobot[dataset,evaluation,training,async]"
+LEROBOT ?= yes
 
 NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_house.py tests/test_configs.py
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo prior results configuration test test-all test-3.12 test-newer lint bench gpu clean
+.PHONY: help setup demo prior results configuration test test-all test-3.12 test-newer test-lerobot test-plugin lint bench gpu clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
@@ -33,7 +39,7 @@ help: ## what can be done here
 setup: $(READY) ## make .venv (every other target does it when needed)
 
 # A Python that starts, is of such a version, and can make environments; pyenv keeps its own under versions/.
-$(READY): setup.cfg constraints.txt constraints-3.12.txt
+$(READY): setup.cfg constraints.txt constraints-3.12.txt constraints-lerobot.txt
 	@fits() { "$$1" -c "import ensurepip, sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(if $(PYTHON),3.10 3.11 3.12 3.13,$(PYTHONS))'.split())" 2>/dev/null; }; \
 	found=; for python in $(if $(PYTHON),"$(PYTHON)",$(foreach v,$(PYTHONS),python$(v) /usr/bin/python$(v) $$HOME/.pyenv/versions/$(v).*/bin/python$(v)) python3); do \
 	    if fits "$$python"; then found=$$python; break; fi; \
@@ -47,7 +53,7 @@ $(READY): setup.cfg constraints.txt constraints-3.12.txt
 	versions=constraints.txt; \
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then versions=constraints-3.12.txt; fi; \
 	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-compile --prefer-binary \
-	    -c $$versions -e '.[all,dev]'
+	    $(if $(INSTALL),$(INSTALL),-c $$versions -e '.[all,dev]')
 	@touch $@
 
 # Every stage skips what is complete and resumes what is not, so a demo that was stopped continues where it was.
@@ -90,7 +96,10 @@ configuration: $(READY) ## docs/configuration.md from the docstrings of the conf
 test: $(READY) ## the default test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-test-all: $(READY) ## every test that needs neither a GPU nor the network
+test-all: $(READY) ## every test that needs neither a GPU nor the network; LeRobot's too, where it can be downloaded
+	@if [ $(LEROBOT) = yes ]; then \
+	    if $(MAKE) $(WITH_LEROBOT) setup; then $(MAKE) test-lerobot; else echo "LeRobot cannot be installed here: its tests do not run" >&2; fi; \
+	fi
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not network"
 
 # What README promises on Python 3.12, in an environment of its own beside .venv. torch brings CUDA there (7.7 GB) unless
@@ -100,6 +109,13 @@ test-3.12: ## the fast tests on Python 3.12: simulator, data readers, models, pr
 
 test-newer: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(NEWER)
+
+test-lerobot: ## the plugin with LeRobot itself on Python 3.12, in .venv-lerobot: 5 GB with the torch that it asks for
+	$(MAKE) $(WITH_LEROBOT) test-plugin
+
+# Other people's warnings are not errors of ours.
+test-plugin: $(READY)
+	$(TEST_ENV) PYTHONPATH=$(CURDIR)/integrations/lerobot $(BIN)/python -m pytest -W default tests/lerobot_plugin
 
 lint: $(READY) ## format, lint and type checks
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ each start has spots, yaws and small displacements of its blocks of its own, and
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,21 +50,34 @@ def single_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:
         InputError: `per_task` is above 1000.
     """
     check_per_task(per_task)
-    # The start states of each task in a shuffled order, so that few rollouts already cover different states.
-    shuffled = []
-    for number, task in enumerate(TASKS):
-        states = start_states(task)
-        order = np.random.default_rng([number, seed] if seed else number).permutation(len(states))
-        shuffled.append(tuple(states[i] for i in order))
-    sequences = []
-    for rollout in range(per_task):
-        for number, (task, states) in enumerate(zip(TASKS, shuffled, strict=True)):
-            # Without a start state, the expert prepares one; its seed stands in place of the state.
-            start = dict(states[rollout % len(states)]) if states else {PRELUDE: _start_seed(number, rollout, seed)}
-            if states and seed:
-                start[POSES] = _start_seed(number, rollout, seed)
-            sequences.append(EvalSequence(MOST_PER_TASK * number + rollout, start, (task,)))
-    return sequences
+    return [single_task(task, rollout, seed=seed) for rollout in range(per_task) for task in TASKS]
+
+
+def single_task(task: str, rollout: int, *, seed: int = 0) -> EvalSequence:
+    """Return one of the rollouts of `single_tasks`.
+
+    Args:
+        task: its name.
+        rollout: 0 to 999.
+        seed: of the start states.
+    """
+    number = list(TASKS).index(task)
+    # A shuffled order, so that few rollouts already cover different states.
+    states = shuffled_states(task, seed)
+    # Without a start state, the expert prepares one; its seed stands in place of the state.
+    start = dict(states[rollout % len(states)]) if states else {PRELUDE: _start_seed(number, rollout, seed)}
+    if states and seed:
+        start[POSES] = _start_seed(number, rollout, seed)
+    return EvalSequence(MOST_PER_TASK * number + rollout, start, (task,))
+
+
+@lru_cache(maxsize=len(TASKS))
+def shuffled_states(task: str, seed: int) -> tuple[dict[str, Any], ...]:
+    """Return the start states of a task in the order of its rollouts."""
+    number = list(TASKS).index(task)
+    states = start_states(task)
+    order = np.random.default_rng([number, seed] if seed else number).permutation(len(states))
+    return tuple(states[i] for i in order)
 
 
 def fork_tasks(per_task: int, *, seed: int = 0) -> list[EvalSequence]:

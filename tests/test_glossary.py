@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-PACKAGE = ("vw2_robot/", "envs/", "pretrain/", "finetune/", "rollouts/", "benchmarks/")
+PACKAGE = ("vw2_robot/", "envs/", "pretrain/", "finetune/", "rollouts/", "benchmarks/", "integrations/")
 
 # Words that no name of ours may have as a part, and what they are called instead.
 NOT_IN_NAMES = {

@@ -59,7 +59,7 @@ WRAPPED = {
     "msgpack": {"serving/wire.py"},
     "websockets": {"serving/server.py", "serving/client.py"},
     "pyarrow": {"data/sources/lerobot_dataset.py", "conversion/lerobot_shards.py"},
-    "lerobot": {"serving/lerobot_policy"},
+    "lerobot": set[str](),  # the plugin is a distribution of its own
     "wandb": {"storage/tracking.py", "command_line/preflight.py"},
     "gymnasium": {"envs"},
     "vla_eval": {"serving/vla_eval_server.py"},
@@ -86,6 +86,9 @@ DISTRIBUTION = {
     "imageio_ffmpeg": "imageio-ffmpeg",
     "triton": "torch",  # comes with its CUDA builds
 }
+
+# Distributions of their own, and what they import beside the library and its core.
+PLUGINS = {"integrations/lerobot/lerobot_policy_vw2": {"lerobot", "draccus", "gymnasium"}}
 
 
 class Import(NamedTuple):
@@ -336,6 +339,18 @@ def test_every_third_party_import_is_declared() -> None:
     assert not broken, "\n".join(["", *broken])
 
 
+@pytest.mark.parametrize("folder", PLUGINS)
+def test_a_plugin_imports_its_stack_and_the_core_and_nothing_of_ours_imports_the_plugin(folder: str) -> None:
+    core = {requirement_name(line) for line in rows(read_setup()["options"]["install_requires"])}
+    name = Path(folder).name
+    found = [one for path in sorted((REPO / folder).glob("*.py")) for one in imports_of(f"{name}.{path.stem}", path)]
+    tops = {one.what.split(".")[0] for one in found if one.level == 0} - sys.stdlib_module_names - {"vw2_robot"}
+    assert {"lerobot"} <= tops
+    assert {top for top in tops - PLUGINS[folder] if distribution_of(top) not in core} == set()
+    assert all(one.what.split(".")[0] != name for one in all_imports())
+    assert f'name = "{name}"' in (REPO / folder).with_name("pyproject.toml").read_text(encoding="utf-8")
+
+
 def read_setup() -> configparser.ConfigParser:
     setup = configparser.ConfigParser()
     setup.read(REPO / "setup.cfg", encoding="utf-8")
@@ -537,7 +552,8 @@ def test_the_tree_of_the_contributing_page_is_the_tree_of_the_repository() -> No
     folders = {folder.rstrip("/") for row in named for folder in re.findall(r"`([\w/]+)`", row)}
     assert all((REPO / folder).is_dir() for folder in folders)
     packages = {path.parent for path in modules().values()} - {REPO / "vw2_robot" / "models"}
-    assert {path.relative_to(REPO).as_posix() for path in packages} <= folders
+    plugins = {Path(folder).parent.as_posix() for folder in PLUGINS}
+    assert {path.relative_to(REPO).as_posix() for path in packages} | plugins <= folders
 
 
 def test_public_functions_of_three_arguments_or_more_describe_each_of_them() -> None:

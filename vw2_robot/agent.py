@@ -255,6 +255,16 @@ class VW2Agent:
             return upload(folder, repo, private=private, revision=revision, token=token)
 
     @property
+    def modules(self) -> tuple[LatentPolicy, ActionHead]:
+        """Return the policy and its action head: a stack that trains them does it on these."""
+        return self._policy, self._head
+
+    @property
+    def statistics(self) -> ActionStatistics:
+        """Return the statistics of the actions that the policy learned from."""
+        return self._statistics
+
+    @property
     def device(self) -> str:
         """Return the device of the weights: "cpu", "cuda:0", ..."""
         return str(next(self._head.parameters()).device)
@@ -312,25 +322,12 @@ class VW2Agent:
         begin = time.perf_counter()
         # 1. Images of the policy's size, and instructions.
         px = self._policy.config.image_px
-        device = next(self._head.parameters()).device
         # Resized by the function that made the training frames, so that the pixels are equal bit for bit.
         images = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
         instructions = [self._instruction(o) for o in obs]
         prepared = time.perf_counter()
         # 2. Latent codes, and the actions that the head reads off their states.
-        prompt = self._policy.prompt(instructions, to_model_range(torch.from_numpy(images).to(device)))
-        acted = act(
-            self._policy,
-            prompt,
-            latent_steps=self._latent_steps,
-            acting=self._acting,
-            last_code=self._head.last_code,
-            temperature=self._temperature,
-            generator=self._generator,
-        )
-        # `cpu` waits for the device, so the times below are those of the whole call; NumPy has no bfloat16.
-        predicted = self._head(acted.states_BHRD).float().cpu().numpy()
-        codes = None if acted.codes_BHN is None else acted.codes_BHN.cpu().numpy()
+        predicted, codes = self.predict(images, instructions)
         if self._ensemble is not None:  # before the gripper becomes a sign, which has no mean
             predicted = self._ensemble.blend(predicted)
         # 3. Robot units: the arm is clipped to the action space, the gripper becomes a sign (0 closes).
@@ -344,6 +341,33 @@ class VW2Agent:
             for output, tokens in zip(outputs, codes, strict=True):
                 output["latent_tokens"] = tokens
         return outputs
+
+    @torch.no_grad()
+    def predict(
+        self, images: NDArray[np.uint8], instructions: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Return actions [B, R, A] in normalized units, as the head predicts them, and latent tokens [B, H, N].
+
+        For stacks that scale, average and limit actions themselves. With acting=none there are no tokens.
+
+        Args:
+            images: uint8 [B, px, px, 3] RGB, of the size that the policy was trained with.
+            instructions: one per image.
+        """
+        device = next(self._head.parameters()).device
+        prompt = self._policy.prompt(instructions, to_model_range(torch.from_numpy(images).to(device)))
+        acted = act(
+            self._policy,
+            prompt,
+            latent_steps=self._latent_steps,
+            acting=self._acting,
+            last_code=self._head.last_code,
+            temperature=self._temperature,
+            generator=self._generator,
+        )
+        # `cpu` waits for the device, so that a caller can measure the time; NumPy has no bfloat16.
+        predicted = self._head(acted.states_BHRD).float().cpu().numpy()
+        return predicted, None if acted.codes_BHN is None else acted.codes_BHN.cpu().numpy()
 
     def _instruction(self, obs: Observation) -> str:
         """Return the instruction of an observation, or the one given to `reset`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vw2_robot.checkpoint import save_tensors
 from vw2_robot.data.statistics import ActionStatistics
@@ -52,6 +53,11 @@ def lerobot_keys(statistics: ActionStatistics, *, cameras: list[str], license_na
     }
 
 
+def pipeline_statistics(statistics: ActionStatistics) -> dict[str, NDArray[np.float64]]:
+    """Return the statistics that LeRobot's normalization gets: a dimension that is not scaled is left as it is."""
+    return {name: np.where(statistics.mask, getattr(statistics, name), neutral) for name, neutral in _IDENTITY.items()}
+
+
 def write_processors(folder: Path, statistics: ActionStatistics, keys: Mapping[str, Any]) -> None:
     """Write both pipelines and the tensors of their steps, without syncing them.
 
@@ -61,10 +67,8 @@ def write_processors(folder: Path, statistics: ActionStatistics, keys: Mapping[s
         keys: from `lerobot_keys`.
     """
     tensors = {
-        f"action.{name}": torch.from_numpy(
-            np.where(statistics.mask, getattr(statistics, name), neutral).astype(np.float32)
-        )
-        for name, neutral in _IDENTITY.items()
+        f"action.{name}": torch.from_numpy(values.astype(np.float32))
+        for name, values in pipeline_statistics(statistics).items()
     }
     outputs = keys["output_features"]
     normalize = {"eps": 1e-8, "norm_map": keys["normalization_mapping"]}
