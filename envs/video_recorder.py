@@ -18,7 +18,7 @@ import gymnasium
 from gymnasium.utils import RecordConstructorArgs
 
 from vw2_robot.errors import InputError, require
-from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage.mp4 import Mp4Writer
 
 DEFAULT_FPS = 30
 ENCODING = ("-crf", "20", "-preset", "medium", "-movflags", "+faststart")

@@ -28,18 +28,18 @@ from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import Acting
-from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
+from vw2_robot.storage.mp4 import Mp4Writer
 
 from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
-from .diagnostics.image_metrics import WINDOW, psnr, ssim
 from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_vdm import vdm_of_dldm

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vw2_robot.contracts import Observation, PolicyOutput
-from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.storage.files import atomic_write
+from vw2_robot.storage.mp4 import Mp4Writer
 
 from .evaluate import Row
 from .recording import Recording

@@ -50,7 +50,7 @@ WRAPPED = {
     "umap": {"pretrain/probing/latent_map.py"},
     "jinja2": {"rollouts/report/report.py", "doctor/data_report.py"},
     "imageio_ffmpeg": {
-        "mp4.py",
+        "storage/mp4.py",
         "rollouts/__main__.py",
         "envs/recording/record.py",
         "envs/video_recorder.py",

@@ -27,9 +27,9 @@ from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.errors import InputError
-from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.storage.arrays import read_arrays, write_arrays
 from vw2_robot.storage.files import atomic_folder, write_text
+from vw2_robot.storage.mp4 import Mp4Writer
 
 from ..instructions import load_instructions
 from .demonstrations import RecordedDemonstration

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
 from vw2_robot.errors import InputError, require
-from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.storage.files import atomic_write, sync_files, write_text
+from vw2_robot.storage.mp4 import Mp4Writer
 
 from .action_meaning import ActionMeaning
 from .column_statistics import SAMPLED_IMAGES, histogram, image_statistics, number_statistics

@@ -229,7 +229,7 @@ def test_videos_become_episodes_without_actions(calvin: Path, run: Run) -> None:
     pytest.importorskip("av", reason="PyAV is not installed (extra video)")
     pytest.importorskip("pyarrow", reason="PyArrow is not installed (extra lerobot)")
     pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (extra report)")
-    from vw2_robot.mp4 import Mp4Writer
+    from vw2_robot.storage.mp4 import Mp4Writer
 
     folder = run(calvin, "any", "calvin").parent / "videos"
     (folder / "training").mkdir(parents=True)

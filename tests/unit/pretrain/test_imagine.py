@@ -13,6 +13,7 @@ from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
+from vw2_robot.image_metrics import psnr
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import act
@@ -24,7 +25,6 @@ from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.config import ImagineConfig, make_geometry
-from vw2_robot.pretrain.diagnostics.image_metrics import psnr
 from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
 from vw2_robot.pretrain.imagine import STREAM_CODES, imagine, read_photograph

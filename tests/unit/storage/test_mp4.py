@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage.mp4 import Mp4Writer
 
 pytest.importorskip("imageio_ffmpeg")
 FRAME = np.full((33, 48, 3), 90, np.uint8)  # odd: the format has none, a row is added

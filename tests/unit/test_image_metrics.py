@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vw2_robot.pretrain.diagnostics.image_metrics import C1, C2, MAX_DB, psnr, ssim
+from vw2_robot.image_metrics import C1, C2, MAX_DB, psnr, ssim
 
 
 def noise(seed, side=16, frames=2):
