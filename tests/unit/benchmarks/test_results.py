@@ -204,7 +204,7 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_adds_no_setting():
     folder = REPO / "configs" / "experiment"
     there = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
     # `pretrain/shared` decodes images. Of several ways or looks, of takeovers and of the prior no row is archived.
-    several = {"record/D_several", "record/ABC_several", "record/ABC_looks", "record/D_takeover"}
+    several = {"record/D_several", "record/ABC_several", "record/ABC_looks", "record/D_takeover", "record/D_moved"}
     later = {*several, "record/prior", "record/prior_states", "pretrain/prior"}
     assert used == there - {"finetune/shared", *later}
     places = (

@@ -120,7 +120,7 @@ def test_a_template_is_a_script_with_known_options(name):
 
 
 def test_all_files_are_templates_and_share_what_follows_the_start():
-    assert {file.name for file in FOLDER.iterdir()} == {f"{name}.sbatch" for name in NAMES}
+    assert {file.name for file in FOLDER.glob("*.sbatch")} == {f"{name}.sbatch" for name in NAMES}
     shared = {(FOLDER / f"{name}.sbatch").read_text().partition("# From here on")[2] for name in NAMES}
     assert len(shared) == 1
     assert "" not in shared

@@ -275,7 +275,7 @@ def test_in_is_a_key_of_the_command_line(
     assert "give out=" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["vw2-convert", "--keys", "in"])
     entry_points.convert.main()
-    assert capsys.readouterr().out.startswith("in  (text, default ???)")
+    assert capsys.readouterr().out.startswith("in  (text, must be given)")
 
 
 def test_statistics_are_those_of_all_numbers_and_pixels() -> None:

@@ -11,6 +11,8 @@ import pytest
 
 anyio = pytest.importorskip("anyio", reason="vla-eval is not installed (extra vla-eval)")
 pytest.importorskip("vla_eval", reason="vla-eval is not installed (extra vla-eval)")
+# vla-eval's server leaves streams of anyio to the garbage collector when it is canceled.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 from vla_eval.api import serve_background  # noqa: E402
 from vla_eval.benchmarks.calvin.benchmark import CALVINBenchmark  # noqa: E402
