@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,14 @@ from vla_eval.specs import check_specs  # noqa: E402
 from vw2_robot.agent import VW2Agent  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
 from vw2_robot.serving.vla_eval_server import Vw2ModelServer  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect the open streams in the test that left them, so that no other one is blamed."""
+    yield
+    gc.collect()
+
 
 from .moving_policy import MovingPolicy  # noqa: E402
 from .pages import examples  # noqa: E402

@@ -37,7 +37,7 @@ class LineWorld:
 
     def image(self) -> np.ndarray:
         self.calls.append("image")
-        return np.full((4, 4, 3), self.place, np.uint8)
+        return np.full((4, 4, 3), self.place % 256, np.uint8)
 
     def state(self) -> dict[str, np.ndarray]:
         return {"robot_obs": np.full(15, float(self.place)), "scene_obs": np.zeros(24)}
