@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -120,8 +121,9 @@ def test_a_process_that_cannot_be_started_is_named(jobs: ModuleType, tmp_path: P
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     pool: WorkerPool[str, object] = WorkerPool(partial(jobs.build, tmp_path), name="worker")
-    gc.collect()  # what other tests left open must not be closed between counting and starting
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())), limits[1]))
+    gc.collect()  # what other tests left open must not be closed in between
+    os.close(lowest := os.dup(0))  # the first number that is free; those above count as open, too
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
     try:
         with pytest.raises(OSError, match="Too many open files: 'start of worker 0'"):
             list(pool.run(["file"], workers=1))
