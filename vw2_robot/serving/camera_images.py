@@ -32,11 +32,11 @@ def policy_images(images: Any, cameras: Mapping[str, str]) -> dict[str, NDArray[
 
 def check_image(image: Any, name: str) -> NDArray[np.uint8]:
     """Return an image as a contiguous array; an InputError with its name if it is none."""
-    array = np.asarray(image)
+    # What comes over a wire may be a ragged list, which NumPy itself refuses with another error.
+    array = image if isinstance(image, np.ndarray) else np.empty(0)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or array.size == 0:
-        raise InputError(
-            f"image {name} must be uint8 [height, width, 3], RGB from 0 to 255; found {array.dtype} {list(array.shape)}"
-        )
+        found = f"{array.dtype} {list(array.shape)}" if array is image else type(image).__name__
+        raise InputError(f'"{name}" must be uint8 [height, width, 3], RGB from 0 to 255; found {found}')
     return np.ascontiguousarray(array)
 
 

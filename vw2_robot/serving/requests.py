@@ -15,6 +15,7 @@ from vw2_robot.contracts import Observation
 from vw2_robot.errors import InputError
 from vw2_robot.limits import MAX_INT
 
+from .camera_images import check_image
 from .wire import unpack
 
 MAX_PROMPT = 2000
@@ -72,16 +73,7 @@ def _image(content: dict[Any, Any], keys: Sequence[str]) -> NDArray[np.uint8]:
             value = inner.get(name) if isinstance(inner, dict) else None
         if value is None:
             continue
-        if (
-            not isinstance(value, np.ndarray)
-            or value.dtype != np.uint8
-            or value.ndim != 3
-            or value.shape[-1] != 3
-            or value.size == 0
-        ):
-            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-            raise InputError(f'"{key}" must be uint8 [height, width, 3], RGB from 0 to 255; found {found}')
-        return value
+        return check_image(value, key)
     nested = [f"{key}/{name}" for key, inner in content.items() if isinstance(inner, dict) for name in inner]
     flat = [str(key) for key, inner in content.items() if not isinstance(inner, dict)]
     raise InputError(f"there is no image under {' or '.join(keys)}; found {', '.join(sorted(nested + flat))[:300]}")
