@@ -68,7 +68,7 @@ def test_wrong_input_is_named() -> None:
     model = Vw2SimplerModel(MovingPolicy())
     with pytest.raises(InputError, match="there is no instruction"):
         model.step(image(0))
-    with pytest.raises(InputError, match=r""static" must be uint8 .* found float64 \[4, 4, 3\]"):
+    with pytest.raises(InputError, match=r'"static" must be uint8 .* found float64 \[4, 4, 3\]'):
         model.step(np.zeros((4, 4, 3)), "go")
     with pytest.raises(InputError, match="policy_setup must be"):
         Vw2SimplerModel(MovingPolicy(), policy_setup="franka")  # type: ignore[arg-type]
