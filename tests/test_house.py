@@ -62,6 +62,8 @@ WRAPPED = {
     "lerobot": set[str](),  # the plugin is a distribution of its own
     "wandb": {"storage/tracking.py", "command_line/preflight.py"},
     "gymnasium": {"envs"},
+    "mujoco": {"envs/meta_world"},
+    "metaworld": {"envs/meta_world"},
     "vla_eval": {"serving/vla_eval_server.py"},
     "rclpy": {"serving/ros2_node.py"},
     "viser": {"rollouts/live/page.py"},

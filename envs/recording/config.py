@@ -10,6 +10,7 @@ from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS, RANDOM_MOTION_STEPS
 from ..experts.ways import Ways
+from ..meta_world import META_WORLD_ACTIONS, recorded_robot
 from ..option_validation import check_choice
 from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
@@ -196,9 +197,6 @@ class RecordConfig:
         )
 
     def _open_metaworld_output(self) -> Output:
-        # Imported here: the package registers an environment.
-        from ..meta_world import META_WORLD_ACTIONS, recorded_robot
-
         if self.format != "calvin":
             return parts_output(self.format, Path(self.out), world=self.world, actions=META_WORLD_ACTIONS.units)
         return CalvinOutput(

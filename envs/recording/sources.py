@@ -20,6 +20,7 @@ from ..rerendering.rendering import render_video
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
+from .meta_world import MetaWorldDemonstrations
 from .takeovers import Takeovers, open_policy
 
 VALIDATION_START = 1_000_000
@@ -189,9 +190,6 @@ class Source(Protocol):
 def open_source(config: RecordConfig) -> Source:
     """Return the source that `config.env` names."""
     if config.world == "metaworld":
-        # Imported here: it needs another extra.
-        from ..meta_world.demonstrations import MetaWorldDemonstrations
-
         return MetaWorldDemonstrations(config)
     if config.world == "calvin":
         return CalvinDemonstrations(config)

@@ -15,10 +15,10 @@ from vw2_robot.data.sources.calvin_scenes import UNKNOWN
 from vw2_robot.errors import InputError
 
 from ..gymnasium_benchmark import SEED
-from ..recording.config import RecordConfig
-from ..recording.demonstrations import MAX_ATTEMPTS, RecordedDemonstration
-from . import CONTROL_HZ, META_WORLD_ACTIONS
-from .benchmark import MetaWorldBenchmark
+from ..meta_world import CONTROL_HZ, META_WORLD_ACTIONS
+from ..meta_world.benchmark import MetaWorldBenchmark
+from .config import RecordConfig
+from .demonstrations import MAX_ATTEMPTS, RecordedDemonstration
 
 PUSH_STEPS = (4, 16)
 """fewest and most control steps of a perturbation"""
