@@ -2,7 +2,7 @@
 
     vw2-rollout env=metaworld policy=DIR num_sequences=50 run_dir=DIR
 
-Each episode is one task, judged by Meta-World's own verdict, from a start that depends on seed and number alone.
+Each episode is one task, judged by Meta-World itself, from a start that depends on seed and number alone.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper"
 class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
     """Meta-World's observation is its state [39], which policies do not get; the image is what `render` returns.
 
-    `info["is_success"]` is Meta-World's verdict on the present state. An episode does not end by itself; Meta-World
+    `info["is_success"]` is what Meta-World says of the present state. An episode does not end by itself; Meta-World
     refuses more than 500 steps.
 
     Args:
@@ -84,8 +84,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         """Execute one control step of 1/80 s."""
         world, _ = self._present()
         state, reward, _, truncated, info = world.step(np.asarray(action, np.float32))
-        verdict = {"is_success": bool(info["success"])}
-        return np.asarray(state, np.float64), float(reward), False, bool(truncated), verdict
+        outcome = {"is_success": bool(info["success"])}
+        return np.asarray(state, np.float64), float(reward), False, bool(truncated), outcome
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
         """Return the camera's image, uint8 [image_size, image_size, 3]."""

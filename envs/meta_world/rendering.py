@@ -45,7 +45,7 @@ def load_mujoco() -> ModuleType:
 class OffscreenCamera:
     """A camera of a model, as square images; the OpenGL context is made with the first one.
 
-    Shadows and multisampling are off: on a CPU they take nine tenths of the time of an image.
+    Shadows and multisampling are off: on a CPU they take eight ninths of the time of an image.
 
     Args:
         model: MuJoCo's.

@@ -1,4 +1,4 @@
-"""Demonstrations of Meta-World's scripted experts, confirmed by its own verdict, as recordings of `vw2-record`.
+"""Demonstrations of Meta-World's scripted experts, confirmed by its own test of success, as recordings of `vw2-record`.
 
 Recording number i shows task i modulo the number of tasks; everything else about it is a function of (seed, split, i).
 An attempt that does not succeed within `max_steps` is dropped, and another start is sampled.
