@@ -62,8 +62,8 @@ class ActionReplay:
             for position in range(len(row["subtasks"]))
         }
         # All chains have the same chunk size; so that of the first one is enough.
-        chunk_size, size = self._read(rows[0]["sequence"]).actions.shape[1:]
-        names = action_names(recorded)
+        self._names = names = action_names(recorded)
+        chunk_size = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
@@ -74,7 +74,7 @@ class ActionReplay:
             "policy_hash": recorded.get("policy_hash"),
             "label_fraction": recorded.get("label_fraction"),
         }
-        self._still = np.zeros((chunk_size, size), np.float32)
+        self._still = np.zeros((chunk_size, len(names)), np.float32)
         self._gripper = names.index(GRIPPER) if GRIPPER in names else None
         self._chunks: NDArray[np.float32] = self._still[None][:0]
         self._next = 0
@@ -115,4 +115,4 @@ class ActionReplay:
         path = recording_path(self._run_dir, number)
         if not path.is_file():
             raise InputError(f"{path} is missing; it holds the actions of chain {number}")
-        return read_recording(path)
+        return read_recording(path, names=self._names)

@@ -84,7 +84,7 @@ def _action_strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None
         return None
     try:
         names = action_names(rollout.provenance.get("policy", {}))
-        return plot_strip(read_recording(path), row["env_steps"], n_action_steps=n_action_steps, names=names)
+        return plot_strip(read_recording(path, names=names), row["env_steps"], n_action_steps=n_action_steps)
     # The error of a strip does not name the file, that of reading does.
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
