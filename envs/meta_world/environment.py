@@ -87,7 +87,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float64], NDArray[np.float32]]):
         outcome = {"is_success": bool(info["success"])}
         return np.asarray(state, np.float64), float(reward), False, bool(truncated), outcome
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """Return the camera's image, uint8 [image_size, image_size, 3]."""
         world, camera = self._present()
         return camera.render(world.data)

@@ -6,6 +6,8 @@ An attempt that does not succeed within `max_steps` is dropped, and another star
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,7 +56,7 @@ class MetaWorldDemonstrations:
             if found is not None:
                 images, actions = found
                 label = Label(task, self._benchmark.instruction(task), 0, len(images) - 1)
-                arrays = {"rgb_static": images, "commanded_actions": actions}
+                arrays: dict[str, NDArray[Any]] = {"rgb_static": images, "commanded_actions": actions}
                 return RecordedDemonstration(UNKNOWN, (label,), arrays, failed=(task,) * attempt, hz=CONTROL_HZ)
         raise InputError(
             f"the expert of {task} failed {MAX_ATTEMPTS} times within {self._config.max_steps} steps; raise max_steps, "
