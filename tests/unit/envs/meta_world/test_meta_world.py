@@ -113,6 +113,9 @@ def test_recording_states_its_robot_and_holds_the_experts_commands(
     assert np.abs(actions).max() <= 1
     assert images.shape == (trajectory.length, 32, 32, 3)
     assert np.abs(images[0].astype(int) - images[-1]).max() > 50
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert META_WORLD_ACTIONS.units in card
+    assert "license: mit" in card
     # The same start, pushed about; images cost most of the time and are left out.
     monkeypatch.setattr(OffscreenCamera, "render", lambda self, data: np.zeros((32, 32, 3), np.uint8))
     pushed = replace(config, out=str(tmp_path / "pushed"), perturbations=0.1)
