@@ -188,7 +188,8 @@ def compare(policy: LatentPolicy, device: torch.device) -> None:
 def new_agent(policy: LatentPolicy, device: torch.device) -> tuple[VW2Agent, ActionHead]:
     """Return an agent of one latent step with a random head; it is saved as a checkpoint and loaded."""
     settings = ActionHeadConfig()
-    head = ActionHead(settings, width=policy.backbone.width, queries=policy.config.queries, stride=STRIDE)
+    width = policy.backbone.width
+    head = ActionHead(settings, width=width, queries=policy.config.queries, stride=STRIDE, action_size=7)
     actions = np.random.default_rng(0).uniform(-1, 1, (1000, 7))
     # The gripper action is a sign.
     actions[:, -1] = np.sign(actions[:, -1])

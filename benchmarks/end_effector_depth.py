@@ -118,7 +118,7 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
     policy = LatentPolicy.from_checkpoint(checkpoint).eval()
     config = ActionHeadConfig.of_checkpoint(checkpoint.config)
     stride = int(checkpoint.config["stride"])
-    head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)
+    head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride, action_size=7)
     checkpoint.load_into(head=head)
     head.eval()
     px = policy.config.image_px

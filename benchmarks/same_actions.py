@@ -45,7 +45,7 @@ def save_policy(folder: Path) -> None:
     config = PolicyConfig()
     torch.manual_seed(0)
     policy = LatentPolicy(config, generator=torch.Generator().manual_seed(0))
-    head = ActionHead(settings, width=policy.backbone.width, queries=config.queries, stride=4)
+    head = ActionHead(settings, width=policy.backbone.width, queries=config.queries, stride=4, action_size=7)
     actions = np.random.default_rng(0).uniform(-1, 1, (1000, 7))
     actions[:, -1] = np.sign(actions[:, -1])
     tree: dict[str, Any] = {"policy": config_tree(config), "head": config_tree(settings), "stride": 4}

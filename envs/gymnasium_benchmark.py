@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with a camera and CALVIN-like actions of seven numbers as a benchmark of `vw2-rollout`.
+"""Any Gymnasium environment with a camera and a vector of actions as a benchmark of `vw2-rollout`.
 
     vw2-rollout env=gymnasium env.id=my_package:My-v0 'env.tasks={reach: reach the red block}' policy=DIR run_dir=DIR
 
@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 import vw2_robot
-from vw2_robot.contracts import ACTION_DIM, EvalSequence, Observation
+from vw2_robot.contracts import CALVIN_ACTIONS, ActionSpace, EvalSequence, Observation
 from vw2_robot.errors import InputError
 
 from .option_validation import check_choice
@@ -33,12 +33,15 @@ class GymnasiumBenchmark:
         id: for `gymnasium.make`, "module:Name-v0" where a module registers it.
         tasks: name of each task -> instruction.
         task_argument: argument of the environment that takes the task's name; None: it has none.
+        task_option: key of the options of `reset` that takes it; None: there is none.
         arguments: others for `gymnasium.make`.
         camera: the policy's name of the image.
         image_key: where the image is in an observation, "pixels" or "pixels.top"; None: what `render` returns, which
             is called only when the policy needs an image.
         success_key: in the environment's info; None: an episode that the environment ends is a success.
-        action_scale: number for each of the seven that a policy's action is multiplied with; None: 1.
+        action_names: of the numbers of an action, as the policy's training data name them; None: CALVIN's seven.
+        action_units: what the numbers mean, for people.
+        action_scale: a number for each of them that a policy's action is multiplied with; None: 1.
         max_steps: per episode; None: the environment's limit.
         control_hz: steps per second; None: the environment's render_fps.
 
@@ -52,10 +55,13 @@ class GymnasiumBenchmark:
         id: str,
         tasks: Mapping[str, str],
         task_argument: str | None = None,
+        task_option: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         camera: str = "static",
         image_key: str | None = None,
         success_key: str | None = "is_success",
+        action_names: Sequence[str] | None = None,
+        action_units: str = "",
         action_scale: Sequence[float] | None = None,
         max_steps: int | None = None,
         control_hz: float | None = None,
@@ -65,13 +71,16 @@ class GymnasiumBenchmark:
         self._id = id
         self._tasks = dict(tasks)
         self._task_argument = task_argument
+        self._task_option = task_option
         self._arguments = {**({} if image_key else {"render_mode": "rgb_array"}), **(arguments or {})}
-        self._camera = camera
+        self.camera = camera
         self._image_key = image_key
         self._success_key = success_key
-        self._scale = np.ones(ACTION_DIM) if action_scale is None else np.array(action_scale, dtype=np.float64)
-        if self._scale.shape != (ACTION_DIM,):
-            raise InputError(f"action_scale needs {ACTION_DIM} numbers, found {action_scale}")
+        self.action_space = CALVIN_ACTIONS if action_names is None else ActionSpace(tuple(action_names), action_units)
+        size = self.action_space.size
+        self._scale = np.ones(size) if action_scale is None else np.array(action_scale, dtype=np.float64)
+        if self._scale.shape != (size,):
+            raise InputError(f"action_scale needs {size} numbers, found {action_scale}")
         self._task = next(iter(self._tasks))
         self._env = self._make(self._task)
         self._check_actions()
@@ -125,7 +134,8 @@ class GymnasiumBenchmark:
             self._env.close()
             self._env = self._make(task)
         self._task = task
-        self._observation, _ = self._env.reset(seed=sequence.initial_state[SEED])
+        options = None if self._task_option is None else {self._task_option: task}
+        self._observation, _ = self._env.reset(seed=sequence.initial_state[SEED], options=options)
         self._is_over = False
 
     def begin(self, task: str) -> None:
@@ -139,7 +149,7 @@ class GymnasiumBenchmark:
         Raises:
             InputError: the environment gives no such image.
         """
-        return {"images": {self._camera: self._image()}, "prompt": self._tasks[self._task]}
+        return {"images": {self.camera: self._image()}, "prompt": self._tasks[self._task]}
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
         """Execute one action and return whether the task is solved; after the episode's end nothing happens.
@@ -174,9 +184,12 @@ class GymnasiumBenchmark:
 
     def _check_actions(self) -> None:
         space = self._env.action_space
-        if not isinstance(space, spaces.Box) or space.shape != (ACTION_DIM,):
+        if not isinstance(space, spaces.Box) or space.shape != (self.action_space.size,):
             self._env.close()
-            raise InputError(f"{self._id} takes actions of {space}, expected a Box of {ACTION_DIM} numbers")
+            raise InputError(
+                f"{self._id} takes actions of {space}, expected a Box of {self.action_space.size} numbers "
+                f"({', '.join(self.action_space.names)}); env.action_names names others"
+            )
 
     def _image(self) -> NDArray[np.uint8]:
         found: Any

@@ -19,11 +19,11 @@ CodeSource = Literal["ground_truth", "predicted", "hindsight"]
 
 
 @dataclass(frozen=True)
-class CalvinDataConfig:
+class LabeledDataConfig:
     """The labeled data set, and what of it is held out."""
 
     path: str
-    """a CALVIN data set folder, published or written by vw2-record"""
+    """folder of a data set in CALVIN's layout, published or written by vw2-record or vw2-convert, of any robot"""
     split: Literal["training", "validation"] = "training"
     """the split of the data set that is trained on"""
     validation_fraction: float = 0.1
@@ -92,7 +92,7 @@ class UnlabeledConfig:
     weight: float = 0.0
     """of the code loss on unlabeled windows; 0 switches it off"""
     path: ExistingPath | None = None
-    """another CALVIN data set; null: the trajectories that the label fraction leaves out; actions stay unread"""
+    """another data set of this kind; null: the trajectories that the label fraction leaves out; actions stay unread"""
     batch_size: int = 32
     """unlabeled windows of a step"""
 
@@ -129,7 +129,7 @@ class FinetuneConfig:
     """folder of checkpoints, logs and results"""
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
-    data: CalvinDataConfig
+    data: LabeledDataConfig
     loop: FinetuneLoopConfig
     method: str | None = None
     """name of the method that is compared, for tables; configs/method sets it"""

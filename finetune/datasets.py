@@ -10,7 +10,7 @@ import torch
 
 from vw2_robot.data.clips import time_base_of
 from vw2_robot.data.frame_cache import FrameCache
-from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset
+from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.distributed.ranks import main_first
 from vw2_robot.errors import InputError
@@ -18,7 +18,7 @@ from vw2_robot.runs import Run
 from vw2_robot.storage.locks import lock_folder
 
 from .config import FinetuneConfig
-from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_calvin, split_trajectories
+from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_trajectories, split_trajectories
 from .pretrained_init import PolicyInit
 
 
@@ -60,13 +60,20 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
         device: where the dLDM encodes.
 
     Raises:
-        InputError: there are fewer actions per policy call than `n_action_steps`, or the data do not fit.
+        InputError: there are fewer actions per policy call than `n_action_steps`, a loss of a gripper is wanted where
+            there is none, or the data do not fit.
     """
     chunk_size = config.latent_steps * init.stride
     if config.n_action_steps > chunk_size:
         raise InputError(
             f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
             f"{chunk_size} actions; raise latent_steps or lower n_action_steps"
+        )
+    has_gripper = init.robot.action.gripper_index is not None
+    if not has_gripper and (config.gripper_loss, config.gripper_weight) != ("l2", 1.0):
+        raise InputError(
+            f"gripper_loss={config.gripper_loss}, gripper_weight={config.gripper_weight}: the actions of "
+            f"{config.data.path} ({', '.join(init.robot.action.names)}) have no gripper with two commands"
         )
     folder = run.path / "frames" if config.data.frame_cache is None else Path(config.data.frame_cache)
     training = cache_images(CalvinDataset(config.data.path, config.data.split), init, folder)
@@ -106,17 +113,16 @@ def log_rates(init: PolicyInit, run: Run) -> None:
     """Log how long a latent step lasts, where that is not one action per clip frame or not as in pre-training."""
     if init.dldm is None:
         return
-    # A checkpoint without the fact is taken to have been trained at CALVIN's rate, so nothing is logged.
-    pretrained_hz = init.facts.get("latent_hz") or [CALVIN_HZ]
+    hz = init.robot.hz
+    # A checkpoint without the fact is taken to have been trained at this rate, so nothing is logged.
+    pretrained_hz = init.facts.get("latent_hz") or [hz]
     # `time_base_of({})` is that of consecutive frames.
     if init.time_base != time_base_of({}):
-        run.log_message(
-            f"a latent step lasts {init.stride / CALVIN_HZ:.3g} s, as in pre-training: {init.stride} actions"
-        )
-    elif CALVIN_HZ not in pretrained_hz:
+        run.log_message(f"a latent step lasts {init.stride / hz:.3g} s, as in pre-training: {init.stride} actions")
+    elif hz not in pretrained_hz:
         run.log_message(
             f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in pretrained_hz)} Hz, "
-            f"here they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_seconds in "
+            f"here they are of consecutive frames at {hz:g} Hz; data.target_hz or data.gap_seconds in "
             "pre-training makes a code the same span of time everywhere"
         )
 
@@ -153,7 +159,7 @@ def cache_size(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> F
     out = folder / f"{dataset.path.name}_{digest}_{dataset.split}_{height}x{width}"
     # Of several ranks rank 0 makes it; the others then find it complete.
     with main_first(), lock_folder(out, what="making a frame cache", beside=True, wait=True):
-        return cache_calvin(dataset, out, height=height, width=width)
+        return cache_trajectories(dataset, out, height=height, width=width)
 
 
 def cut_labeled(

@@ -1,4 +1,4 @@
-"""CALVIN trajectories as training windows: image, instruction, codes of the dLDM, and where labeled, actions.
+"""Labeled trajectories as training windows: image, instruction, codes of the dLDM, and where labeled, actions.
 
 Actions are read of the trajectories that `label_fraction` selects and of the held-out ones; for all others that array
 is never opened. Images come from a frame cache, which holds video alone.
@@ -24,7 +24,7 @@ from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
 from vw2_robot.data.sources.calvin import CalvinDataset
-from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative
+from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_range
 from vw2_robot.distributed.ranks import gather, is_main, rank, world_size
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
@@ -53,7 +53,7 @@ class LabeledSplit:
     unlabeled: tuple[int, ...]
 
 
-def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
+def cache_trajectories(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
     """Return the static-camera images of all trajectories, resized; episode i of the cache is trajectory i.
 
     Args:
@@ -96,7 +96,7 @@ def split_trajectories(
     """Hold out whole trajectories, then choose the labeled ones among the rest, stratified by task.
 
     Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
-    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides.
+    held-out one (CALVIN's published windows overlap) is left out of training: no frame ever lies on both sides.
 
     Args:
         dataset: the trajectories; no action is read.
@@ -116,7 +116,7 @@ def split_trajectories(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
             f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"
         )
-    # CALVIN's `end` is the last frame, not the one after it.
+    # `end` is the last frame, not the one after it.
     spans = [range(trajectory.start, trajectory.end + 1) for trajectory in dataset.trajectories]
     held_out_frames = {frame for i in validation for frame in spans[i]}
     overlapping = {i for i in train if held_out_frames & set(spans[i])}
@@ -221,7 +221,7 @@ class VideoWindows:
         if not len(self.start):
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
         self._lengths = frame_cache.episodes.length[self.episode]
-        # All trajectories of a CALVIN data set have one rate.
+        # All trajectories of a data set have one rate.
         hz = frame_cache.episodes[trajectories[0]].hz
         self.ahead = window_offsets(latent_steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
         # Latent step k ends with frame s*k of the window, so it exists if that frame does.
@@ -317,7 +317,7 @@ class LabeledWindows(VideoWindows):
         with_poses: also read robot_obs and fill `poses`.
 
     Raises:
-        InputError: no trajectory has two time steps, or actions are not relative, which no robot here accepts.
+        InputError: no trajectory has two time steps, actions lie beyond [-1, 1], or poses are wanted and not recorded.
 
     Attributes:
         statistics: of these trajectories' actions, or those given.
@@ -354,13 +354,18 @@ class LabeledWindows(VideoWindows):
         )
         # Poses are read with the actions, and only of labeled trajectories.
         more = ("robot_obs",) if with_poses else ()
+        space = dataset.robot.action
+        if with_poses and not dataset.holds(dataset.trajectories[trajectories[0]], "robot_obs"):
+            raise InputError(f"{dataset.path} holds no robot_obs, which aids.pose_weight needs; set it to 0")
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
         for i, actions in zip(trajectories, raw, strict=True):
             # Absolute actions have the same shape, and mean something else to the robot.
-            check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
+            check_range(actions, space, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
         # Of the labeled trajectories alone: the others' actions stay unread.
-        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalization)
+        self.statistics = statistics or ActionStatistics.from_actions(
+            np.concatenate(raw), mode=normalization, gripper_index=space.gripper_index
+        )
         span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
         self.action_mask = np.zeros((len(self), span), bool)

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.distributed.sharding import LossParts, gathered
 from vw2_robot.models.policy.acting import act, null_codes
 from vw2_robot.models.policy.action_head import ActionHead
@@ -52,30 +51,38 @@ class Totals(NamedTuple):
     """of valid latent steps"""
 
 
-def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) -> Tensor:
+def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor, *, gripper_index: int | None) -> Tensor:
     """Return [B, R]: the loss of each action.
 
     Args:
         config: `gripper_loss` and `gripper_weight`.
         predicted: [B, R, A] of the head, in normalized units; with `bce` the gripper's is a logit.
         actions: [B, R, A] in normalized units.
+        gripper_index: number of the gripper; None: there is none with two commands.
     """
     # float32 on purpose: under autocast the head gives bfloat16, too coarse for small errors.
     predicted = at_least_float32(predicted)
     weight = torch.ones(actions.shape[-1], device=actions.device)
-    # With `bce` the gripper's term is the cross-entropy below, not the squared error.
-    weight[GRIPPER_INDEX] = config.gripper_weight if config.gripper_loss == "l2" else 0.0
+    if gripper_index is not None:
+        # With `bce` the gripper's term is the cross-entropy below, not the squared error.
+        weight[gripper_index] = config.gripper_weight if config.gripper_loss == "l2" else 0.0
     # Summed over dimensions, not averaged: the equation of the paper.
     errors = ((predicted - actions).square() * weight).sum(-1)
-    if config.gripper_loss == "bce":
-        is_open = (actions[..., GRIPPER_INDEX] + 1) / 2  # -1, +1 -> 0, 1
-        logit = predicted[..., GRIPPER_INDEX]
+    if gripper_index is not None and config.gripper_loss == "bce":
+        is_open = (actions[..., gripper_index] + 1) / 2  # -1, +1 -> 0, 1
+        logit = predicted[..., gripper_index]
         errors = errors + config.gripper_weight * F.binary_cross_entropy_with_logits(logit, is_open, reduction="none")
     return errors
 
 
 def action_loss(
-    config: FinetuneConfig, predicted: Tensor, actions: Tensor, action_mask: Tensor, *, count: Tensor | None = None
+    config: FinetuneConfig,
+    predicted: Tensor,
+    actions: Tensor,
+    action_mask: Tensor,
+    *,
+    gripper_index: int | None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Return the mean of `action_errors` over the actions [B, R] that are no padding.
 
@@ -84,13 +91,15 @@ def action_loss(
         predicted: [B, R, A] of the head, in normalized units; with `bce` the gripper's is a logit.
         actions: [B, R, A], the actions of the data set in normalized units.
         action_mask: [B, R], true or 1 where the action is no padding.
+        gripper_index: see `action_errors`.
         count: what the sum is divided by: that of the whole batch where this is a part of it; None: that of this mask.
 
     Returns:
         A scalar; 0 if all actions are padding.
     """
     total = action_mask.sum() if count is None else count
-    return (action_errors(config, predicted, actions) * action_mask).sum() / total.clamp(min=1)
+    errors = action_errors(config, predicted, actions, gripper_index=gripper_index)
+    return (errors * action_mask).sum() / total.clamp(min=1)
 
 
 @torch.no_grad()
@@ -165,7 +174,8 @@ def window_losses(
     states = policy.states(prompt, batch.inputs, last_code=config.head.last_code)
     actions = torch.from_numpy(windows.actions[rows]).to(device)
     action_mask = torch.from_numpy(windows.action_mask[rows]).to(device)
-    action = action_loss(config, head(states), actions, action_mask, count=totals.actions)
+    gripper_index = windows.statistics.gripper_index
+    action = action_loss(config, head(states), actions, action_mask, gripper_index=gripper_index, count=totals.actions)
     total = action
     zero = torch.zeros((), device=device)
     parts = {"action": action.detach(), "pose": zero, "code": zero, "accuracy": zero}

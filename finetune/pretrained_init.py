@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import Checkpoint, load_checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.clips import TimeBase, effective_hz, time_base_of
-from vw2_robot.data.sources.calvin import CALVIN_HZ
+from vw2_robot.data.sources.recorded_robot import RecordedRobot, read_robot
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
@@ -43,12 +44,14 @@ class PolicyInit:
             where codes were learned on consecutive frames, and as many as a latent step lasts where they were learned
             at a rate (`facts["time_base"]`).
         facts: of the checkpoint.
+        robot: of the labeled data: rate, camera and actions.
     """
 
     policy: LatentPolicy
     dldm: DLDM | None
     stride: int
     facts: dict[str, Any]
+    robot: RecordedRobot
 
     @property
     def time_base(self) -> TimeBase:
@@ -75,49 +78,50 @@ def init_policy(config: FinetuneConfig) -> PolicyInit:
         InputError: there is no such policy, it has no dLDM, it cannot act as wanted, or its codes do not fit the rate
             of the labeled data.
     """
+    robot = read_robot(Path(config.data.path))
     if not config.from_scratch:
         policy, dldm, facts = load_pretrained(config.policy)
         check_acting(policy, config.acting)
-        stride = actions_per_step(dldm.config, facts, latent_steps=config.latent_steps)
-        return PolicyInit(policy, dldm, stride, facts)
+        stride = actions_per_step(dldm.config, facts, hz=robot.hz, latent_steps=config.latent_steps)
+        return PolicyInit(policy, dldm, stride, facts, robot)
     network = config.network
     # Sizes of another policy, none of its weights: the baseline that shows what pre-training brings.
     if network.like is not None:
         found = policy_checkpoint(network.like)
         with found.building():
             dldm_config = config_from(DLDMConfig, found.config["dldm"])
-            stride = actions_per_step(dldm_config, found.facts, latent_steps=config.latent_steps)
+            stride = actions_per_step(dldm_config, found.facts, hz=robot.hz, latent_steps=config.latent_steps)
             network = replace(network, policy=config_from(PolicyConfig, found.config["policy"]), stride=stride)
     policy = LatentPolicy(network.policy, generator=generator(config.seed, 0, stream=STREAM_POLICY))
     check_acting(policy, config.acting)
-    return PolicyInit(policy, None, network.stride, {"pretraining": None})
+    return PolicyInit(policy, None, network.stride, {"pretraining": None}, robot)
 
 
-def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps: int) -> int:
-    """Return the time steps of CALVIN that a latent step spans.
+def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, hz: float, latent_steps: int) -> int:
+    """Return the time steps of the labeled data that a latent step spans.
 
     Args:
         dldm: for its temporal stride.
         facts: of the policy's checkpoint, with the time base of its codes.
+        hz: rate of the labeled data.
         latent_steps: of a window.
 
     Raises:
-        InputError: CALVIN's rate cannot give what the codes were learned at.
+        InputError: this rate cannot give what the codes were learned at.
     """
     time_base = time_base_of(facts)
-    rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.temporal_stride, **time_base)
+    rate = effective_hz(hz, temporal_stride=dldm.temporal_stride, **time_base)
     # Where the checkpoint does not have the fact, nothing can be compared, and the rate is taken to fit.
     learned_at = facts.get("latent_hz") or [rate]
-    if time_base != time_base_of({}) and not any(math.isclose(rate, hz, rel_tol=1e-3) for hz in learned_at):
+    if time_base != time_base_of({}) and not any(math.isclose(rate, known, rel_tol=1e-3) for known in learned_at):
+        rates = " and ".join(f"{known:g}" for known in learned_at)
         raise InputError(
-            f"the policy's codes were learned at {' and '.join(f'{hz:g}' for hz in learned_at)} frames per second "
+            f"the policy's codes were learned at {rates} frames per second "
             f"(target_hz {time_base['target_hz']}, gap_seconds {time_base['gap_seconds']}), the labeled data at "
-            f"{CALVIN_HZ:g} Hz give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer "
+            f"{hz:g} Hz give {rate:g}; pre-train with data.target_hz={hz:g} or less, or with a longer "
             "data.gap_seconds"
         )
-    return int(
-        window_offsets(latent_steps, stride=dldm.temporal_stride, hz=CALVIN_HZ, **time_base)[dldm.temporal_stride]
-    )
+    return int(window_offsets(latent_steps, stride=dldm.temporal_stride, hz=hz, **time_base)[dldm.temporal_stride])
 
 
 def policy_checkpoint(path: str) -> Checkpoint:

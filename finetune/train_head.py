@@ -254,9 +254,10 @@ def write_validation(run: Run, found: Validation) -> None:
     """Write validation.json and log what is in it."""
     if is_main():
         write_json(run.path / "validation.json", asdict(found), sealed=True)
+    gripper = "" if found.gripper_accuracy is None else f", gripper right in {100 * found.gripper_accuracy:.1f} %"
     run.log_message(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
-        f"in normalized units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
+        f"in normalized units{gripper} ({found.windows} windows of "
         f"{found.trajectories} trajectories)"
     )
 
@@ -294,7 +295,11 @@ def build_head(config: FinetuneConfig, init: PolicyInit) -> ActionHead:
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         policy = init.policy
         return ActionHead(
-            head_config(config), width=policy.backbone.width, queries=policy.config.queries, stride=init.stride
+            head_config(config),
+            width=policy.backbone.width,
+            queries=policy.config.queries,
+            stride=init.stride,
+            action_size=init.robot.action.size,
         )
 
 
@@ -340,6 +345,7 @@ def save(
             "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
             "acting": config.acting,
+            "action_space": config_tree(init.robot.action),
         },
         modules=modules,
         facts={
@@ -353,10 +359,10 @@ def save(
             "labels_digest": datasets.split.labels.digest,
             "pretrained_from": None if dldm is None else weights_digest(dldm),
             "control_hz": datasets.hz,
-            "cameras": ["static"],
+            "cameras": [init.robot.camera],
         },
         files={
-            "stats": {"calvin": datasets.train.statistics.to_json()},
+            "stats": {init.robot.name: datasets.train.statistics.to_json()},
             **policy.files(),
         },
         optimizer=optimizer,

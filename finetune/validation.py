@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.distributed.batch_share import shared_chunks
 from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.models.policy.action_head import ActionHead
@@ -44,8 +43,9 @@ class Validation:
         code_accuracy: share of codes of valid steps that are the likeliest, acting as in control.
         ground_truth_codes_code_loss: the code loss where the dLDM's codes are read before; also None as above.
         ground_truth_codes_accuracy: the same for the accuracy.
-        arm_error: mean absolute error of the six numbers that move the arm.
-        gripper_accuracy: share of gripper actions with the right sign.
+        arm_error: mean absolute error of all numbers but the gripper's.
+        gripper_accuracy: share of gripper actions with the right sign; None for a robot without a gripper that has
+            two commands.
         windows: how many were validated on.
         trajectories: how many they are from.
     """
@@ -59,7 +59,7 @@ class Validation:
     ground_truth_codes_code_loss: float | None
     ground_truth_codes_accuracy: float | None
     arm_error: float
-    gripper_accuracy: float
+    gripper_accuracy: float | None
     windows: int
     trajectories: int
 
@@ -70,15 +70,15 @@ class Validation:
             f"{prefix}_action_l2_low": self.low,
             f"{prefix}_action_l2_high": self.high,
             f"{prefix}_arm_error": self.arm_error,
-            f"{prefix}_gripper_accuracy": self.gripper_accuracy,
         }
-        codes = {
+        optional = {
+            f"{prefix}_gripper_accuracy": self.gripper_accuracy,
             f"{prefix}_code_loss": self.code_loss,
             f"{prefix}_accuracy": self.code_accuracy,
             f"{prefix}_ground_truth_codes_code_loss": self.ground_truth_codes_code_loss,
             f"{prefix}_ground_truth_codes_accuracy": self.ground_truth_codes_accuracy,
         }
-        found |= {name: value for name, value in codes.items() if value is not None}
+        found |= {name: value for name, value in optional.items() if value is not None}
         if self.ground_truth_codes_loss is not None:
             found |= {
                 f"{prefix}_ground_truth_codes_l2": self.ground_truth_codes_loss,
@@ -146,9 +146,13 @@ def validate(
     low, high = bootstrap_interval(errors.sum(1), mask.sum(1), windows.episode[check])
     # [n, R, A] -> [actions that are no padding, A].
     absolute = np.abs(predicted[0].numpy() - actions)[mask]
-    arm = np.delete(absolute, GRIPPER_INDEX, axis=1)
-    # The sign decides whether the gripper opens or closes; with `bce` it is that of the logit.
-    right = (predicted[0].numpy() > 0)[mask][:, GRIPPER_INDEX] == (actions > 0)[mask][:, GRIPPER_INDEX]
+    arm = absolute
+    gripper_accuracy = None
+    if (gripper := windows.statistics.gripper_index) is not None:
+        arm = np.delete(absolute, gripper, axis=1)
+        # The sign decides whether the gripper opens or closes; with `bce` it is that of the logit.
+        right = (predicted[0].numpy() > 0)[mask][:, gripper] == (actions > 0)[mask][:, gripper]
+        gripper_accuracy = float(right.mean())
     return Validation(
         action_loss=float(errors.sum() / mask.sum()),
         low=low,
@@ -159,7 +163,7 @@ def validate(
         ground_truth_codes_code_loss=code_means[1][0],
         ground_truth_codes_accuracy=code_means[1][1],
         arm_error=float(arm.mean()),
-        gripper_accuracy=float(right.mean()),
+        gripper_accuracy=gripper_accuracy,
         windows=count,
         trajectories=len(np.unique(windows.episode[check])),
     )
@@ -176,7 +180,8 @@ def masked_errors(
         windows: labeled; their actions and action masks are compared with.
         rows: [n], positions of the windows that were predicted.
     """
-    errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))
+    actions = torch.from_numpy(windows.actions[rows])
+    errors = action_errors(config, predicted, actions, gripper_index=windows.statistics.gripper_index)
     # float64 for the sums over all windows.
     return errors.double().numpy() * windows.action_mask[rows]
 

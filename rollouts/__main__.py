@@ -22,7 +22,7 @@ from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import check_same_config
 from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.commands import resolve_n_action_steps
+from vw2_robot.commands import check_action_space, resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
@@ -173,6 +173,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
             early_stopping = EarlyStopping(Path(config.against), chains, alpha=config.alpha)
         policy = policy_process if policy_process is not None else open_alone(config, benchmark)
         n_action_steps = resolve_n_action_steps(policy.metadata, config.n_action_steps)
+        check_action_space(policy.metadata, benchmark)
         # 3. The folder: from here on it belongs to this rollout.
         provenance = make_provenance(config, policy.metadata, benchmark, all_chains, n_action_steps=n_action_steps)
         if config.against is not None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vw2_robot import __version__
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Observation, PolicyOutput
+from vw2_robot.contracts import GRIPPER, Observation, PolicyOutput, action_names
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
@@ -62,17 +62,20 @@ class ActionReplay:
             for position in range(len(row["subtasks"]))
         }
         # All chains have the same chunk size; so that of the first one is enough.
+        self._names = names = action_names(recorded)
         chunk_size = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
+            "action_space": list(names),
             "chunk_size": chunk_size,
             "n_action_steps": n_action_steps,
             "cameras": [],
             "policy_hash": recorded.get("policy_hash"),
             "label_fraction": recorded.get("label_fraction"),
         }
-        self._still = np.zeros((chunk_size, ACTION_DIM), np.float32)
+        self._still = np.zeros((chunk_size, len(names)), np.float32)
+        self._gripper = names.index(GRIPPER) if GRIPPER in names else None
         self._chunks: NDArray[np.float32] = self._still[None][:0]
         self._next = 0
 
@@ -99,7 +102,8 @@ class ActionReplay:
         else:
             actions = self._still.copy()
             # Zero would close the gripper, since 0 closes; without any recorded output it stays open.
-            actions[:, GRIPPER_INDEX] = self._chunks[-1, -1, GRIPPER_INDEX] if len(self._chunks) else 1.0
+            if self._gripper is not None:
+                actions[:, self._gripper] = self._chunks[-1, -1, self._gripper] if len(self._chunks) else 1.0
         self._next += 1
         return {"actions": actions}
 
@@ -111,4 +115,4 @@ class ActionReplay:
         path = recording_path(self._run_dir, number)
         if not path.is_file():
             raise InputError(f"{path} is missing; it holds the actions of chain {number}")
-        return read_recording(path)
+        return read_recording(path, names=self._names)

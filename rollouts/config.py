@@ -23,7 +23,7 @@ import numpy as np
 
 from vw2_robot import __version__
 from vw2_robot.aliases import new_key
-from vw2_robot.contracts import Benchmark, EvalSequence, Policy
+from vw2_robot.contracts import Benchmark, EvalSequence, Policy, action_space
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.limits import ExistingPath
 from vw2_robot.models.policy.config import Acting
@@ -274,7 +274,7 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
             f"and temperature={config.temperature}"
         )
     if config.policy == "random":
-        return RandomPolicy(chunk_size=config.n_action_steps or 4)
+        return RandomPolicy(chunk_size=config.n_action_steps or 4, names=action_space(benchmark).names)
     if config.policy == "demonstrator":
         expert = getattr(benchmark, "expert", None)
         if expert is None:

@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.commands import commands, resolve_n_action_steps
-from vw2_robot.contracts import ACTION_DIM, Benchmark, EvalSequence, Observation, Policy, PolicyOutput
+from vw2_robot.commands import check_action_space, commands, resolve_n_action_steps
+from vw2_robot.contracts import Benchmark, EvalSequence, Observation, Policy, PolicyOutput, action_space
 from vw2_robot.errors import InputError
 
 
@@ -89,9 +89,10 @@ def evaluate(
         One row per chain.
 
     Raises:
-        InputError: `n_action_steps` does not suit the policy, or the policy returned unusable actions.
+        InputError: `n_action_steps` or the benchmark does not suit the policy, or the policy returned unusable actions.
     """
     n_action_steps = resolve_n_action_steps(policy.metadata, n_action_steps)
+    check_action_space(policy.metadata, benchmark)
     rows = []
     for sequence in sequences:
         row = run_chain(policy, benchmark, sequence, n_action_steps=n_action_steps, seed=seed, callbacks=callbacks)
@@ -130,6 +131,7 @@ def run_chain(
     # Rendering takes most of the time of a step, so a policy without cameras gets no images unless a callback needs
     # them.
     needs_images = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_images for one in callbacks)
+    names = action_space(benchmark).names
     env_steps: list[int] = []
     instructions: list[str] = []
     solved = 0
@@ -146,7 +148,7 @@ def run_chain(
             output = policy.infer(observation)
             for callback in callbacks:
                 callback.on_policy_call(position, observation, output)
-            return commands(output["actions"], at_least=n_action_steps)
+            return commands(output["actions"], at_least=n_action_steps, names=names)
 
         steps_taken, is_solved = _run_subtask(benchmark, predict_chunk, n_action_steps)
         env_steps.append(steps_taken)
@@ -171,7 +173,7 @@ def _run_subtask(
 
     Policy call k covers control steps k*E .. (k+1)*E - 1, where E = `n_action_steps`.
     """
-    chunk: NDArray[np.float64] = np.empty((0, ACTION_DIM))
+    chunk: NDArray[np.float64] = np.empty((0, 0))
     for step in range(benchmark.max_steps):
         position = step % n_action_steps
         if position == 0:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vw2_robot import __version__
-from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, Observation, PolicyOutput
+from vw2_robot.contracts import ACTION_NAMES, Observation, PolicyOutput
 
 
 class RandomPolicy:
@@ -22,12 +22,12 @@ class RandomPolicy:
 
     metadata: dict[str, Any]
 
-    def __init__(self, *, chunk_size: int = 4) -> None:
-        """Make a policy that returns `chunk_size` actions per call."""
+    def __init__(self, *, chunk_size: int = 4, names: Sequence[str] = ACTION_NAMES) -> None:
+        """Make a policy that returns `chunk_size` actions per call, each of as many numbers as there are names."""
         self.metadata = {
             "name": "random",
             "version": __version__,
-            "action_space": list(ACTION_NAMES),
+            "action_space": list(names),
             "chunk_size": chunk_size,
             "n_action_steps": chunk_size,
             "cameras": [],
@@ -42,7 +42,7 @@ class RandomPolicy:
 
     def infer(self, obs: Observation) -> PolicyOutput:
         """Return a chunk of random actions, float32 [H, A] in [-1, 1]."""
-        actions = self._rng.uniform(-1.0, 1.0, size=(self.metadata["chunk_size"], ACTION_DIM))
+        actions = self._rng.uniform(-1.0, 1.0, size=(self.metadata["chunk_size"], len(self.metadata["action_space"])))
         return {"actions": actions.astype(np.float32)}
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:

@@ -62,6 +62,8 @@ WRAPPED = {
     "lerobot": set[str](),  # the plugin is a distribution of its own
     "wandb": {"storage/tracking.py", "command_line/preflight.py"},
     "gymnasium": {"envs"},
+    "mujoco": {"envs/meta_world"},
+    "metaworld": {"envs/meta_world"},
     "vla_eval": {"serving/vla_eval_server.py"},
     "rclpy": {"serving/ros2_node.py"},
     "viser": {"rollouts/live/page.py"},
@@ -567,3 +569,16 @@ def test_public_functions_of_three_arguments_or_more_describe_each_of_them() -> 
             if count > 2 and not node.name.startswith("_") and "Args:" not in (ast.get_docstring(node) or ""):
                 lacking.append(f"{name}:{node.lineno} {node.name}")
     assert not lacking, "\n".join(["", *lacking])
+
+
+def test_models_and_pretraining_know_no_benchmark() -> None:
+    """What they need to know of a robot is in data sets and checkpoints (docs/integrations/metaworld.md)."""
+    folders = (folder_of("vw2_robot.models"), folder_of("vw2_robot.pretrain"))
+    named = [
+        f"{path.relative_to(REPO)}:{number}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search("calvin|meta.?world", line, re.IGNORECASE)
+    ]
+    assert not named, named

@@ -3,9 +3,10 @@
     agent = VW2Agent.from_pretrained(folder_or_hub_id, device="cpu")
     agent.reset("open the drawer")
     out = agent.infer({"images": {"static": uint8_HWC}, "prompt": "open the drawer"})
-    out["actions"]                                      # float32 [H, 7], robot units
+    out["actions"]                                      # float32 [H, A], robot units
 
-One policy call with an image of the static camera gives H * s actions (latent steps times actions per step). How many
+Camera, names and meaning of the A numbers, and control rate are those of the labeled data: `metadata` has them. One
+policy call with an image of that camera gives H * s actions (latent steps times actions per step). How many
 of them are executed before the next call is the caller's choice; `metadata["n_action_steps"]` is what the policy was
 trained for, and `vw2_robot.chunks.ChunkQueue` gives out one action at a time. Needs torch and transformers; no
 TensorFlow, simulator, Hydra or diffusers.
@@ -31,9 +32,9 @@ from vw2_robot import __version__
 from vw2_robot.checkpoint import CURE, Checkpoint, load_checkpoint, weights_digest
 from vw2_robot.chunks import Ensemble
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
+from vw2_robot.contracts import CALVIN_ACTIONS, CAMERA, ActionSpace, Observation, PolicyOutput
 from vw2_robot.data.images import resize_frame
-from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
+from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics, out_of_range
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
 from vw2_robot.hub.repository import fetch, upload
@@ -46,7 +47,6 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import Acting, ActionHeadConfig
 from vw2_robot.pixels import to_model_range
 
-CAMERA = "static"
 BUILTIN = "builtin:"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -82,6 +82,7 @@ class VW2Agent:
         self._latent_steps = int(checkpoint.config["latent_steps"])
         self._acting = acting
         self._temperature = temperature
+        self._camera = _camera(checkpoint)
         self._prompt: str | None = None
         self._generator = torch.Generator().manual_seed(0)
         chunk_size = self._latent_steps * head.stride
@@ -93,13 +94,13 @@ class VW2Agent:
         self.metadata = {
             "name": "vw2_robot",
             "version": __version__,
-            "action_space": list(ACTION_NAMES),
+            "action_space": list(_action_space(checkpoint).names),
             "chunk_size": chunk_size,
             "n_action_steps": n_action_steps,
             "temporal_ensemble": temporal_ensemble,
             "acting": acting,
             "temperature": temperature if acting == "sampled" else 0.0,
-            "cameras": [CAMERA],
+            "cameras": [self._camera],
             "control_hz": checkpoint.facts["control_hz"],
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
@@ -141,8 +142,7 @@ class VW2Agent:
 
         Raises:
             InputError: no such folder or model; not a checkpoint, a damaged one, another format version, a policy
-                without an action head or one that cannot act as wanted, or statistics of actions that are not CALVIN's
-                relative ones.
+                without an action head or one that cannot act as wanted, or statistics of other actions than it has.
         """
         local = _local_folder(folder_or_hub_id)
         if local is not None and revision is not None:
@@ -170,6 +170,7 @@ class VW2Agent:
                 width=policy.backbone.width,
                 queries=policy.config.queries,
                 stride=_stride(config),
+                action_size=_action_space(checkpoint).size,
             )
             checkpoint.load_into(head=head)
         _check_steps(checkpoint, policy)
@@ -299,7 +300,7 @@ class VW2Agent:
             self._ensemble.clear()
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """Return float32 actions [H, 7] in robot units for one observation, and its latent tokens.
+        """Return float32 actions [H, A] in robot units for one observation, and its latent tokens.
 
         Those are the decoded codes [H, N], with acting=expected or parallel the likeliest of each slot; a policy with
         acting=none decodes none and returns none.
@@ -323,7 +324,7 @@ class VW2Agent:
         # 1. Images of the policy's size, and instructions.
         px = self._policy.config.image_px
         # Resized by the function that made the training frames, so that the pixels are equal bit for bit.
-        images = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
+        images = np.stack([resize_frame(_image(o, self._camera), height=px, width=px) for o in obs])
         instructions = [self._instruction(o) for o in obs]
         prepared = time.perf_counter()
         # 2. Latent codes, and the actions that the head reads off their states.
@@ -332,7 +333,7 @@ class VW2Agent:
             predicted = self._ensemble.blend(predicted)
         # 3. Robot units: the arm is clipped to the action space, the gripper becomes a sign (0 closes).
         actions = self._statistics.unnormalize(predicted)
-        arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
+        arm = [i for i in range(actions.shape[-1]) if i != self._statistics.gripper_index]
         actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
         end = time.perf_counter()
         share = {"infer_s": (end - begin) / len(obs), "prepare_s": (prepared - begin) / len(obs)}
@@ -382,18 +383,18 @@ class VW2Agent:
         return prompt
 
 
-def _image(obs: Observation) -> NDArray[np.uint8]:
-    """Return the static camera's image of an observation, checked."""
+def _image(obs: Observation, camera: str) -> NDArray[np.uint8]:
+    """Return a camera's image of an observation, checked."""
     if not isinstance(obs, Mapping):
         raise InputError(f'an observation is a dictionary with "images" and "prompt", found {type(obs).__name__}')
     images = obs.get("images")
-    if not isinstance(images, dict) or CAMERA not in images:
+    if not isinstance(images, dict) or camera not in images:
         found = sorted(images) if isinstance(images, dict) else sorted(obs)
-        raise InputError(f'observation["images"]["{CAMERA}"] is missing; found {found}')
-    image = np.asarray(images[CAMERA])
+        raise InputError(f'observation["images"]["{camera}"] is missing; found {found}')
+    image = np.asarray(images[camera])
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
         raise InputError(
-            f'observation["images"]["{CAMERA}"] must be uint8 [H, W, 3] RGB without a batch axis, '
+            f'observation["images"]["{camera}"] must be uint8 [H, W, 3] RGB without a batch axis, '
             f"found {image.dtype} {list(image.shape)}"
         )
     return image
@@ -448,8 +449,35 @@ def _stride(config: Mapping[str, Any]) -> int:
     return int(config["stride"]) if "stride" in config else config_from(DLDMConfig, config["dldm"]).temporal_stride
 
 
+def _action_space(checkpoint: Checkpoint) -> ActionSpace:
+    """Return the action space of a policy; the first checkpoints state none and have CALVIN's.
+
+    Raises:
+        InputError: it is not what training writes.
+    """
+    if "action_space" not in checkpoint.config:
+        return CALVIN_ACTIONS
+    try:
+        return config_from(ActionSpace, checkpoint.config["action_space"])
+    except (InputError, ValueError) as error:
+        raise InputError(f"{checkpoint.path}/config.json: action_space: {error}; {CURE}") from error
+
+
+def _camera(checkpoint: Checkpoint) -> str:
+    """Return the camera of a policy; the first checkpoints state none.
+
+    Raises:
+        InputError: it is not what training writes.
+    """
+    cameras = checkpoint.facts.get("cameras", [CAMERA])
+    if not isinstance(cameras, list) or len(cameras) != 1 or not isinstance(cameras[0], str):
+        raise InputError(f"{checkpoint.path}/config.json: cameras={cameras!r} is not what training writes; {CURE}")
+    return cameras[0]
+
+
 def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
-    """Return the action statistics, once they describe CALVIN's relative actions: seven numbers in [-1, 1]."""
+    """Return the action statistics, once they describe actions of the policy's names, all in [-1, 1]."""
+    space = _action_space(checkpoint)
     where = f"{checkpoint.path}/stats.json"
     content = checkpoint.files["stats"]
     if len(content) != 1:
@@ -461,10 +489,10 @@ def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
         statistics = ActionStatistics.from_json(numbers)
     except (InputError, OverflowError) as error:
         raise InputError(f"{where}: {error}; {CURE}") from error
-    if statistics.mean.size != ACTION_DIM or statistics.gripper_index != GRIPPER_INDEX:
+    if (statistics.mean.size, statistics.gripper_index) != (space.size, space.gripper_index):
         raise InputError(
             f"{where}: actions of {statistics.mean.size} numbers with the gripper at {statistics.gripper_index}; "
-            f"expected {ACTION_DIM} and {GRIPPER_INDEX}: {', '.join(ACTION_NAMES)}"
+            f"expected {space.size} and {space.gripper_index}: {', '.join(space.names)}"
         )
     # All of these lie in [-1, 1] for numbers in [-1, 1], the deviation in [0, 2].
     inner = np.stack([statistics.q01, statistics.q99, statistics.mean, statistics.std - 1])
@@ -474,9 +502,8 @@ def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
     if len(wrong):
         i = int(wrong[0])
         raise InputError(
-            f"{where}: the labels' {ACTION_NAMES[i]} reached from {statistics.min[i]:.4g} to {statistics.max[i]:.4g}, "
-            "relative actions lie in [-1, 1]; the policy was trained on actions in other units, fine-tune it again on "
-            "rel_actions as CALVIN scales them"
+            f"{where}: the labels' {space.names[i]} reached from {statistics.min[i]:.4g} to {statistics.max[i]:.4g}, "
+            f"{out_of_range(space)}; then fine-tune the policy again"
         )
     return statistics
 

@@ -6,40 +6,55 @@ uses these functions (`rollouts.evaluate` and `Vw2CalvinModel`), so that the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
+from vw2_robot.contracts import ACTION_NAMES, GRIPPER, Benchmark, action_names, action_space
 from vw2_robot.errors import InputError
 
 
-def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
+def commands(actions: Any, *, at_least: int, names: Sequence[str] = ACTION_NAMES) -> NDArray[np.float64]:
     """Return a policy's chunk as commands that the robot accepts: clipped to [-1, 1], gripper by sign, 0 closes.
 
     Args:
-        actions: a chunk [H, 7].
+        actions: a chunk [H, A].
         at_least: how many of them are executed.
+        names: of the A numbers; see `contracts.ActionSpace`.
 
     Raises:
-        InputError: not [H, 7] with H >= `at_least`, or not finite.
+        InputError: not [H, A] with H >= `at_least`, or not finite.
     """
     chunk = np.array(actions, dtype=np.float64)
-    if chunk.ndim != 2 or chunk.shape[1] != ACTION_DIM or len(chunk) < at_least:
+    if chunk.ndim != 2 or chunk.shape[1] != len(names) or len(chunk) < at_least:
         raise InputError(
-            f"the policy returned actions of shape {list(chunk.shape)}; expected [H, {ACTION_DIM}], H >= {at_least}: "
+            f"the policy returned actions of shape {list(chunk.shape)}; expected [H, {len(names)}], H >= {at_least}: "
             "that many are executed per policy call; lower n_action_steps or raise the policy's chunk size"
         )
     if not np.isfinite(chunk).all():
         row = int(np.argmin(np.isfinite(chunk).all(axis=1)))
         raise InputError(f"the policy returned actions that are not finite, first in row {row}: {chunk[row].tolist()}")
     # The gripper has two commands, so its number becomes a sign, as in `VW2Agent`.
-    gripper = np.where(chunk[:, GRIPPER_INDEX] > 0, 1.0, -1.0)
-    chunk = chunk.clip(-1.0, 1.0)
-    chunk[:, GRIPPER_INDEX] = gripper
-    return chunk
+    for index in (index for index, name in enumerate(names) if name == GRIPPER):
+        chunk[:, index] = np.where(chunk[:, index] > 0, 1.0, -1.0)
+    return chunk.clip(-1.0, 1.0)
+
+
+def check_action_space(metadata: Mapping[str, Any], benchmark: Benchmark) -> None:
+    """Refuse a policy whose actions are other numbers than those that a benchmark takes.
+
+    Raises:
+        InputError: their names differ.
+    """
+    given = action_names(metadata)
+    wanted = action_space(benchmark).names
+    if given != wanted:
+        raise InputError(
+            f"the policy gives actions of {len(given)} numbers ({', '.join(given)}), the environment takes "
+            f"{len(wanted)} ({', '.join(wanted)}): fine-tune the policy on data of this robot"
+        )
 
 
 def resolve_n_action_steps(metadata: Mapping[str, Any], override: int | None) -> int:

@@ -6,16 +6,20 @@ files on disk, and yaml. Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+GRIPPER = "gripper"
+CAMERA = "static"
+"""name of the camera in data sets and checkpoints that state none"""
+
 # CALVIN `rel_actions`: entries 0..5 in [-1, 1]; one unit is 0.02 m (position) or 0.05 rad (fixed-axis x-y-z Euler
 # angle); entry 6 is -1 (close) or +1 (open).
-ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", GRIPPER)
 ACTION_DIM = len(ACTION_NAMES)
 GRIPPER_INDEX = 6
 POSITION_UNIT_M = 0.02
@@ -24,10 +28,48 @@ ROTATION_UNIT_RAD = 0.05
 Split = Literal["train", "validation"]
 
 
+@dataclass(frozen=True)
+class ActionSpace:
+    """The numbers of a robot's action, all in [-1, 1].
+
+    A number called "gripper" has two commands, -1 (close) and +1 (open); all other numbers are continuous.
+    """
+
+    names: tuple[str, ...]
+    units: str
+    """what the numbers mean, for people: a line of the model card"""
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"the numbers of an action need different names, found {list(self.names)}")
+
+    @property
+    def size(self) -> int:
+        """A, how many numbers an action has."""
+        return len(self.names)
+
+    @property
+    def gripper_index(self) -> int | None:
+        """Number of the gripper; None if there is none with two commands."""
+        return self.names.index(GRIPPER) if GRIPPER in self.names else None
+
+
+CALVIN_ACTIONS = ActionSpace(
+    ACTION_NAMES,
+    f"relative, in [-1, 1]; 1 is {POSITION_UNIT_M:g} m or {ROTATION_UNIT_RAD:g} rad; gripper -1 closes, 1 opens",
+)
+"""what a data set, checkpoint, policy or benchmark has that states no other"""
+
+
+def action_names(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the numbers of a policy's action, from its metadata."""
+    return tuple(metadata.get("action_space", ACTION_NAMES))
+
+
 class Observation(TypedDict, total=False):
     """The observation of a policy, without a batch axis.
 
-    images: camera name -> uint8 [H, W, 3] RGB. CALVIN policies get "static" and nothing else.
+    images: camera name -> uint8 [H, W, 3] RGB. A policy reads the camera of its training data and no other.
     prompt: the instruction.
     """
 
@@ -87,6 +129,7 @@ class Benchmark(Protocol):
     metadata: dict[str, Any]  # scene, assets, renderer, reset_mode, versions
     max_steps: int  # per subtask
     control_hz: float
+    # action_space: ActionSpace, of what `step` takes; may be left out where it is CALVIN's
 
     def sequences(self, count: int, *, seed: int = 0) -> list[EvalSequence]:
         """Return the first `count` chains; another seed has others. `seed` may be left out where there is one list."""
@@ -108,3 +151,9 @@ class Benchmark(Protocol):
 
     def close(self) -> None:
         """Free the environment's resources."""
+
+
+def action_space(benchmark: Benchmark) -> ActionSpace:
+    """Return what the actions of a benchmark are."""
+    space: ActionSpace = getattr(benchmark, "action_space", CALVIN_ACTIONS)
+    return space

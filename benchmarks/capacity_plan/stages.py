@@ -283,6 +283,7 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
         width=policy.backbone.width,
         queries=config.queries,
         stride=preset.dldm.temporal_stride,
+        action_size=7,
     )
     yield _policy_stage(
         policy,

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo, cut_steps, open_labeled_calvin
+from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo, cut_steps, open_labeled_steps
 from vw2_robot.models.video.config import Geometry
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
@@ -92,7 +92,7 @@ def open_clips(paths: Sequence[str], config: PretrainConfig, cache: Path) -> Cli
     shape = config.dldm
     videos, every = [], []
     for path in paths:
-        video = open_labeled_calvin(
+        video = open_labeled_steps(
             Path(path),
             name=Path(path).name,
             cache=cache / f"{Path(path).name}-{shape.height}x{shape.width}",

@@ -10,16 +10,24 @@ from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS, RANDOM_MOTION_STEPS
 from ..experts.ways import Ways
+from ..meta_world import META_WORLD_ACTIONS, recorded_robot
+from ..option_validation import check_choice
 from .demonstrations import RecordedAppearance, expand_tasks
 from .environment_description import environment_yaml
-from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
+from .formats import CALVIN_RULE, MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
 OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
 RERENDERED_TARGET = "vw2_robot.envs.rerendering.rendering.render_video"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots", RERENDERED_TARGET: "rerendered"}
+METAWORLD_TARGET = "vw2_robot.envs.meta_world.benchmark.MetaWorldBenchmark"
+WORLDS = {
+    CALVIN_TARGET: "calvin",
+    OTHER_ROBOTS_TARGET: "other_robots",
+    RERENDERED_TARGET: "rerendered",
+    METAWORLD_TARGET: "metaworld",
+}
 
 
 class RecordingJob(NamedTuple):
@@ -42,7 +50,7 @@ class RecordConfig:
     env: dict[str, Any]
     """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
     env=other_robots `hz`, `image_size` and `embodiments`, with env=rerendered `data`, `variants`, `image_size` and
-    `embodiments`
+    `embodiments`, with env=metaworld `tasks`, `camera` and `image_size`
     """
     episodes: int = 150
     """recordings in the training split; with env=rerendered labeled windows of `env.data`, the first ones"""
@@ -52,7 +60,7 @@ class RecordConfig:
     """of the data set: calvin (a folder like the published ones), rlds (TFDS) or video (mp4 with captions)"""
     tasks: str | list[str] = "all"
     """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
-    is demonstrated twice as often; other robots have tasks of their own"""
+    is demonstrated twice as often; other robots have tasks of their own, Meta-World those of `env.tasks`"""
     seed: int = 0
     """with split and number, all that a recording depends on"""
     workers: int = 1
@@ -129,18 +137,21 @@ class RecordConfig:
             raise ValueError(
                 f"env has the target {self.env.get('_target_')!r}, which records no demonstrations; try env=calvin"
             )
-        if self.world != "calvin" and self.format == "calvin":
+        if self.world in ("other_robots", "rerendered") and self.format == "calvin":
             raise ValueError(f"env={self.world} does not fit the CALVIN format; choose format=rlds or format=video")
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
+        if self.world == "metaworld" and (self.wrist_camera or self.depth):
+            raise ValueError("env=metaworld records one camera, env.camera, without depth")
         if self.world != "calvin" and (
-            (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
+            (self.play, self.max_window, self.failed_attempts) != (1, None, 0)
+            or (self.perturbations and self.world != "metaworld")
             or (self.ways, self.near_starts, self.random_starts) != ("single", 0, 0)
             or (self.appearance, self.policy) != ("scene", None)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways, near_starts,"
-                " random_starts, appearance or policy; leave them out"
+                f"env={self.world} has no play, max_window{'' if self.world == 'metaworld' else ', perturbations'},"
+                " failed_attempts, ways, near_starts, random_starts, appearance or policy; leave them out"
             )
         if self.appearance == "sampled":
             self._check_sampled_appearance()
@@ -157,7 +168,7 @@ class RecordConfig:
 
     @property
     def world(self) -> str:
-        """What is recorded, "calvin", "other_robots" or "rerendered"."""
+        """What is recorded, "calvin", "other_robots", "rerendered" or "metaworld"."""
         return WORLDS[self.env["_target_"]]
 
     @property
@@ -173,14 +184,27 @@ class RecordConfig:
 
     def open_output(self) -> Output:
         """Return the output that recordings are written to."""
+        if self.world == "metaworld":
+            return self._open_metaworld_output()
         if self.format != "calvin":
-            return parts_output(self.format, Path(self.out), world=self.world)
+            return parts_output(self.format, Path(self.out), world=self.world, actions=CALVIN_RULE)
         cameras = ("static", "gripper") if self.wrist_camera else ("static",)
         return CalvinOutput(
             Path(self.out),
             compress_level=self.compress_level,
             spacing=self.spacing,
             environment=environment_yaml(cameras=cameras, appearance=self.appearance, **self.calvin()),
+        )
+
+    def _open_metaworld_output(self) -> Output:
+        if self.format != "calvin":
+            return parts_output(self.format, Path(self.out), world=self.world, actions=META_WORLD_ACTIONS.units)
+        return CalvinOutput(
+            Path(self.out),
+            compress_level=self.compress_level,
+            spacing=self.spacing,
+            robot=recorded_robot(self.env["camera"]),
+            instructions=self.env["tasks"],
         )
 
     def calvin(self) -> dict[str, str]:
@@ -206,7 +230,15 @@ class RecordConfig:
         return found
 
     def task_names(self) -> tuple[str, ...]:
-        """Return the tasks to demonstrate, groups expanded."""
+        """Return the tasks to demonstrate, groups expanded.
+
+        Raises:
+            InputError: an unknown task.
+        """
+        if self.world == "metaworld":
+            known = tuple(self.env["tasks"])
+            names = [self.tasks] if isinstance(self.tasks, str) else self.tasks
+            return known if names == ["all"] else tuple(check_choice("task", name, known) for name in names)
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)
 
     def jobs(self) -> list[RecordingJob]:

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from vw2_robot import __version__
-from vw2_robot.contracts import POSITION_UNIT_M, ROTATION_UNIT_RAD
+from vw2_robot.contracts import CALVIN_ACTIONS
 from vw2_robot.storage.files import write_text
 
+from ..meta_world import META_WORLD_ACTIONS
 from .config import RecordConfig
 
 CARD = "README.md"
@@ -24,6 +25,7 @@ WORLD_TITLES = {
     "calvin": "Scripted demonstrations of the CALVIN tasks",
     "other_robots": "Scripted video of three other robots",
     "rerendered": "Demonstrations rendered again in sampled appearances",
+    "metaworld": "Demonstrations of Meta-World's scripted experts",
 }
 FORMATS = {
     "calvin": "CALVIN: one npz a time step in `training/` and `validation/`, labels in `lang_annotations/`",
@@ -63,9 +65,10 @@ def dataset_card(
         recorded: see `write_card`.
         failed: see `write_card`.
     """
-    is_ours = config.world != "calvin" or config.calvin()["assets"] == "builtin"
+    is_meta_world = config.world == "metaworld"
+    is_ours = not is_meta_world and (config.world != "calvin" or config.calvin()["assets"] == "builtin")
     head = {
-        "license": "apache-2.0" if is_ours else "other",
+        "license": "mit" if is_meta_world else "apache-2.0" if is_ours else "other",
         "task_categories": ["robotics"],
         "language": ["en"],
         "tags": ["robotics", "simulation", "imitation-learning", "vw2", config.world],
@@ -77,6 +80,11 @@ def dataset_card(
         if is_ours
         else "The scenes are not those of vw2_robot: the terms of their assets hold for these images."
     )
+    if is_meta_world:
+        terms = "MIT, as Meta-World, whose scenes and experts these are."
+    read = READ["video" if is_meta_world else config.format]
+    simulator = "MuJoCo" if is_meta_world else "PyBullet"
+    units = (META_WORLD_ACTIONS if is_meta_world else CALVIN_ACTIONS).units
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -90,7 +98,7 @@ vw2_robot {__version__}.
 | --- | --- |
 | format | {FORMATS[config.format]} |
 | recordings | {config.episodes} training, {config.validation_episodes} validation |
-| actions | relative, in [-1, 1]; 1 is {POSITION_UNIT_M:g} m or {ROTATION_UNIT_RAD:g} rad; gripper -1 closes, 1 opens |
+| actions | {units} |
 
 | task | labeled | failed, not recorded |
 | --- | --- | --- |
@@ -100,7 +108,7 @@ vw2_robot {__version__}.
 
 ```
 vw2-doctor data data.path=FOLDER report=clips.html
-{READ[config.format]}
+{read}
 ```
 
 ## How it was made
@@ -114,7 +122,7 @@ vw2-doctor data data.path=FOLDER report=clips.html
 ## Limits
 
 A simulator and scripted experts: motions are cleaner and more alike than a person's, and contacts are those of
-PyBullet. Each task has the instructions of its list alone. Nothing here shows that a policy trained on it works on a
+{simulator}. Each task has the instructions of its list alone. Nothing here shows that a policy trained on it works on a
 real robot.
 
 ## License

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,9 +23,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.calvin_writer import REQUIRED_ARRAYS, CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
 from vw2_robot.data.sources.calvin import CalvinSplit
+from vw2_robot.data.sources.recorded_robot import CALVIN_ROBOT, RecordedRobot
 from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import read_arrays, write_arrays
 from vw2_robot.storage.files import atomic_folder, write_text
@@ -47,6 +48,7 @@ class Outcome(NamedTuple):
 MAX_FRAME = 10_000_000
 """Frame numbers have seven digits in the names of files, which readers rely on."""
 RLDS_VERSION = "1.0.0"
+CALVIN_RULE = "as in CALVIN's rel_actions"
 
 
 def frames_per_recording(longest: int) -> int:
@@ -64,14 +66,27 @@ class CalvinOutput:
         out: the data set's folder.
         compress_level: zlib level of the frames, 0 to 9.
         spacing: frame numbers reserved for each recording.
-        environment: the text of `.hydra/merged_config.yaml`.
+        environment: the text of `.hydra/merged_config.yaml`; None: no such file, as for a robot that is not CALVIN's.
+        robot: of the recordings.
+        instructions: of each task, for the validation split; None: CALVIN's.
     """
 
-    def __init__(self, out: Path, *, compress_level: int, spacing: int, environment: str) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        compress_level: int,
+        spacing: int,
+        environment: str | None = None,
+        robot: RecordedRobot = CALVIN_ROBOT,
+        instructions: Mapping[str, str] | None = None,
+    ) -> None:
         self._out = out
         self._level = compress_level
         self._spacing = spacing
         self._environment = environment
+        self._robot = robot
+        self._instructions = instructions
 
     def is_complete(self) -> bool:
         """Return False: a data set can always get more recordings, so only counting them decides."""
@@ -104,12 +119,15 @@ class CalvinOutput:
 
     def finish(self, splits: list[CalvinSplit]) -> None:
         """Write the files that describe the splits."""
-        instructions = {task: texts[0] for task, texts in load_instructions("validation").items()}
+        instructions = self._instructions
+        if instructions is None:
+            instructions = {task: texts[0] for task, texts in load_instructions("validation").items()}
         for split in splits:
             self._writer(split).finish(instructions, self._environment)
 
     def _writer(self, split: CalvinSplit) -> CalvinWriter:
-        return CalvinWriter(self._out, split, compress_level=self._level)
+        required = REQUIRED_ARRAYS if self._robot == CALVIN_ROBOT else ("rgb_static", "commanded_actions")
+        return CalvinWriter(self._out, split, compress_level=self._level, required=required, robot=self._robot)
 
 
 Pack = Callable[[Path, dict[CalvinSplit, list[Path]]], None]
@@ -146,7 +164,7 @@ class PartsOutput:
         Args:
             split: the split that it belongs to.
             number: of the recording within its split, part of the file's name.
-            recording: of L control steps; `rgb_static` and `commanded_actions` [L, 7] are kept of its arrays.
+            recording: of L control steps; `rgb_static` and `commanded_actions` [L, A] are kept of its arrays.
         """
         # JPEG keeps the parts small.
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
@@ -189,22 +207,24 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 
-def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
+def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str, actions: str) -> PartsOutput:
     """Return the output for a format that is a container.
 
     Args:
         form: the format.
         out: the container.
-        world: "calvin" or "other_robots", part of the name of an RLDS data set.
+        world: as `RecordConfig.world`, part of the name of an RLDS data set.
+        actions: what its actions are.
     """
-    return PartsOutput(out, functools.partial(pack_rlds, world) if form == "rlds" else pack_videos)
+    return PartsOutput(out, functools.partial(pack_rlds, world, actions) if form == "rlds" else pack_videos)
 
 
-def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+def pack_rlds(world: str, actions: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
     """Write an RLDS data set, one episode per window.
 
     Args:
         world: part of the name of the data set.
+        actions: what its actions are.
         out: its folder.
         parts: the stored recordings of each split.
     """
@@ -223,7 +243,7 @@ def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> No
         name=f"vw2_{world}",
         version=RLDS_VERSION,
         episodes={names[split]: demonstrations(paths) for split, paths in parts.items()},
-        description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
+        description=f"Scripted demonstrations from the vw2_robot {world} world; action: {actions}.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..rerendering.rendering import render_video
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
+from .meta_world import MetaWorldDemonstrations
 from .takeovers import Takeovers, open_policy
 
 VALIDATION_START = 1_000_000
@@ -176,8 +177,20 @@ class Rerenderings:
         """Do nothing: each video frees its simulator."""
 
 
-def open_source(config: RecordConfig) -> CalvinDemonstrations | OtherRobotsDemonstrations | Rerenderings:
+class Source(Protocol):
+    """What makes the recordings of a program."""
+
+    def make(self, split: int, number: int) -> RecordedDemonstration:
+        """Return recording `number` of split number `split`, a function of these two and the configuration."""
+
+    def close(self) -> None:
+        """Free the simulators."""
+
+
+def open_source(config: RecordConfig) -> Source:
     """Return the source that `config.env` names."""
+    if config.world == "metaworld":
+        return MetaWorldDemonstrations(config)
     if config.world == "calvin":
         return CalvinDemonstrations(config)
     return OtherRobotsDemonstrations(config) if config.world == "other_robots" else Rerenderings(config)

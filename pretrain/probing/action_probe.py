@@ -131,16 +131,16 @@ def features_of(
 
 
 def targets_of(rows: StepRows, kind: Target) -> NDArray[np.float64]:
-    """Return the motion [R, 7] that a probe predicts."""
+    """Return the motion [R, 7 or A] that a probe predicts."""
     values = rows.commanded if kind == "commanded" else rows.moved
     assert values is not None
     return values
 
 
-def means_of(kind: Target) -> dict[str, tuple[str, ...]]:
+def means_of(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Return the averages that are reported beside the single dimensions, by name, with their dimensions."""
-    names = target_names(kind)
-    return {"translation": names[:3], "rotation": names[3:6], "all": names}
+    rotation = {"rotation": names[3:6]} if len(names) >= 6 else {}
+    return {"translation": names[:3], **rotation, "all": names}
 
 
 def score_probes(
@@ -150,7 +150,7 @@ def score_probes(
 
     Args:
         features: [R, D], one feature of all rows.
-        rows: the steps of the data set; their motion [R, 7] is the target.
+        rows: the steps of the data set; their motion is the target.
         split: of the rows.
         kind: which description of motion; "moved" only where `rows` has it.
         seed: of the small network and of the intervals.
@@ -160,7 +160,7 @@ def score_probes(
         {"linear": scores} or {"linear": scores, "mlp": scores}, with scores as in `score_r2`.
     """
     targets = targets_of(rows, kind)
-    names = target_names(kind)
+    names = target_names(kind, rows.action_names)
     probe = fit_linear(features, targets, split)
     # Always on the test side: the penalty was chosen on validation.
     predicted = {"linear": probe.predict(features[split.test])}
@@ -173,7 +173,7 @@ def score_probes(
             rows.group[split.test],
             names,
             rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
-            means=means_of(kind),
+            means=means_of(names),
         )
         for form, values in predicted.items()
     }
@@ -266,14 +266,14 @@ def _transfer_to(
         x, test = found[: len(x)], found[len(x) :]
     predicted = fit_linear(x, y, split).predict(test)
     true = goal.targets(kind, comparable=comparable)[goal.split.test]
-    names = target_names(kind)[: true.shape[1]]
+    names = target_names(kind, goal.rows.action_names)[: true.shape[1]]
     scores = score_r2(
         true,
         predicted,
         goal.rows.group[goal.split.test],
         names,
         rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
-        means={"translation": names} if comparable else means_of(kind),
+        means={"translation": names} if comparable else means_of(names),
     )
     for a, name in enumerate(names):
         scores[name] |= {

@@ -74,6 +74,7 @@ def r2_differences(
     """
     found: dict[str, dict[str, Any]] = {}
     for kind in kinds_of(now):
+        names = target_names(kind, now.action_names)
         targets = targets_of(now, kind)
         predicted, predicted_before = (
             fit_linear(x, targets, split).predict(x[split.test])
@@ -84,9 +85,9 @@ def r2_differences(
             predicted,
             predicted_before,
             now.group[split.test],
-            target_names(kind),
+            names,
             seed=[seed, STREAM_BOOTSTRAP],
-            means=means_of(kind),
+            means=means_of(names),
         )
     return found
 

@@ -17,7 +17,7 @@ class ProbeLatentsConfig:
     dldm: str
     """a checkpoint, or the run folder of the stage"""
     labeled: list[str]
-    """labeled data sets in CALVIN's layout or RLDS, for example one for each scene, or another robot's"""
+    """labeled data sets, RLDS or with one file per time step (docs/data.md): one for each scene, or another robot's"""
     out: str
     """folder of the report"""
     names: list[str] | None = None

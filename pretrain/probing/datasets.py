@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.data.clips import TimeBase
 from vw2_robot.data.labeled_rlds import open_labeled_rlds
-from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo, cut_steps, open_labeled_calvin
-from vw2_robot.data.sources.calvin import CalvinSplit
+from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo, RecordedSplit, cut_steps, open_labeled_steps
 from vw2_robot.data.sources.formats import recognize
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
@@ -60,6 +59,7 @@ class Labeled:
             "clips": len(self.steps.episode),
             "steps": len(self.rows),
             "units": self.video.units,
+            "action_names": list(self.video.action_names),
             "actions": {"mean": mean.tolist(), "std": std.tolist()},
         }
 
@@ -74,7 +74,7 @@ def open_sets(
     *,
     names: Sequence[str] | None,
     cache: Path,
-    split: CalvinSplit,
+    split: RecordedSplit,
     episodes: int,
     time_base: TimeBase,
     seed: int,
@@ -136,9 +136,9 @@ def check_motion(video: LabeledVideo, steps: LabeledSteps) -> None:
 
 
 def open_video(
-    path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: CalvinSplit, episodes: int, seed: int
+    path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: RecordedSplit, episodes: int, seed: int
 ) -> LabeledVideo:
-    """Open one data set in CALVIN's layout or in RLDS, as in `open_sets`.
+    """Open one data set with labels, RLDS or one file per time step, as in `open_sets`.
 
     Args:
         path: folder of the data set.
@@ -153,7 +153,7 @@ def open_video(
         InputError: it has fewer than three demonstrations that share no frame.
     """
     # The frame cache's name holds all that decides its content, so data sets may share the folder.
-    reader = open_labeled_rlds if recognize(path) == "rlds" else open_labeled_calvin
+    reader = open_labeled_rlds if recognize(path) == "rlds" else open_labeled_steps
     video = reader(
         path,
         name=name,

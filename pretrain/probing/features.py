@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vw2_robot.data.labeled_steps import CALVIN_UNITS, LabeledSteps, LabeledVideo
+from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.dldm.fsq import FSQ
@@ -42,9 +42,10 @@ class StepRows:
         group: [R], the demonstration, which is never split.
         indices: [R, N], codes.
         difference: [R, D], change of the shrunk pixels.
-        commanded: [R, 7], the summed actions.
+        commanded: [R, A], the summed actions.
         moved: [R, 7], how the end effector moved; None where that is not recorded.
-        units: as of `LabeledVideo`.
+        units: as of `LabeledVideo`, as the next one.
+        action_names: of the A numbers of an action.
     """
 
     name: str
@@ -56,14 +57,15 @@ class StepRows:
     difference: NDArray[np.float32]
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
-    units: str = CALVIN_UNITS
+    units: str
+    action_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.clip)
 
     @property
     def motion(self) -> NDArray[np.float64]:
-        """The motion that images show [R, 7]: how the end effector moved, or what was commanded if that is unknown."""
+        """The motion that images show [R, 7 or A]: how the end effector moved; what was commanded if unknown."""
         return self.commanded if self.moved is None else self.moved
 
 
@@ -91,6 +93,7 @@ def step_rows(
         commanded=steps.commanded[clip, step],
         moved=None if steps.moved is None else steps.moved[clip, step],
         units=video.units,
+        action_names=video.action_names,
     )
 
 

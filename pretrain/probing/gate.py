@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vw2_robot.command_line import entry_points
+from vw2_robot.contracts import ACTION_NAMES
 from vw2_robot.data.labeled_steps import target_names
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
@@ -102,7 +103,12 @@ def scores_of(report: Mapping[str, Any], name: str, feature: str) -> dict[str, f
     kinds = report["probe"]["in_scene"][name]
     kind = "moved" if "moved" in kinds else "commanded"
     scores = kinds[kind][feature]["linear"]
-    columns = target_names(kind)
+    columns = target_names(kind, ACTION_NAMES)
+    if missing := [column for column in columns if column not in scores]:
+        raise InputError(
+            f"{name}: the report has no {', '.join(missing)}; thresholds are for data sets with the actions "
+            f"{', '.join(ACTION_NAMES)}, or with poses of the end effector"
+        )
     known = [max(0.0, scores[column]["r2"]) for column in columns if scores[column]["r2"] is not None]
     return {
         # Left out of a report where no translation varies.

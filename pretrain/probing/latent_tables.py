@@ -122,14 +122,16 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def data_table(sets: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of data sets: sizes, units, and mean and deviation of the actions."""
-    body = [
-        [entry["name"], str(entry["demonstrations"]), entry["units"]]
-        + [f"{m:.3f} ± {s:.3f}" for m, s in zip(entry["actions"]["mean"], entry["actions"]["std"], strict=True)]
-        for entry in sets
-    ]
-    head = ["data set", "demonstrations", "units", *ACTION_NAMES]
-    return "Actions as they are stored, mean ± standard deviation:\n\n" + table(head, body)
+    """Return the table of data sets, one for each list of actions: sizes, units, mean and deviation of the actions."""
+    alike: dict[tuple[str, ...], list[list[str]]] = {}
+    for entry in sets:
+        mean_and_std = zip(entry["actions"]["mean"], entry["actions"]["std"], strict=True)
+        cells = [entry["name"], str(entry["demonstrations"]), entry["units"]]
+        cells += [f"{m:.3f} ± {s:.3f}" for m, s in mean_and_std]
+        # Reports of earlier releases know no other names.
+        alike.setdefault(tuple(entry.get("action_names", ACTION_NAMES)), []).append(cells)
+    tables = (table(["data set", "demonstrations", "units", *names], body) for names, body in alike.items())
+    return "Actions as they are stored, mean ± standard deviation:\n\n" + "\n".join(tables)
 
 
 def probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:

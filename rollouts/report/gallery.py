@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vw2_robot.contracts import action_names
 from vw2_robot.errors import InputError
 
 from ..evaluate import Row
@@ -82,7 +83,8 @@ def _action_strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None
     if path is None or not n_action_steps:
         return None
     try:
-        return plot_strip(read_recording(path), row["env_steps"], n_action_steps=n_action_steps)
+        names = action_names(rollout.provenance.get("policy", {}))
+        return plot_strip(read_recording(path, names=names), row["env_steps"], n_action_steps=n_action_steps)
     # The error of a strip does not name the file, that of reading does.
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vw2_robot.commands import commands
-from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
+from vw2_robot.contracts import ACTION_NAMES
 from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import read_arrays
 
@@ -48,11 +48,13 @@ class RecordedOutputs:
         actions: Predicted actions [L, H, A].
         subtask: Position of the subtask of each call [L].
         tokens: Latent codes [L, K, N]; None for policies without.
+        names: Of the A numbers of an action.
     """
 
     actions: NDArray[np.float32]
     subtask: NDArray[np.int64]
     tokens: NDArray[np.int64] | None
+    names: tuple[str, ...] = ACTION_NAMES
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,12 @@ class Strip:
     chunk_size: int
 
 
-def read_recording(path: Path) -> RecordedOutputs:
+def read_recording(path: Path, *, names: Sequence[str] = ACTION_NAMES) -> RecordedOutputs:
     """Return the recorded outputs of one chain.
 
     Args:
         path: A file as recording.py writes it.
+        names: Of the numbers of an action.
 
     Raises:
         InputError: The file is incomplete, damaged or holds something else.
@@ -97,7 +100,7 @@ def read_recording(path: Path) -> RecordedOutputs:
         and calls > 0
         and (actions.ndim, len(actions), actions.dtype.kind) == (3, calls, "f")
         and actions.shape[1] > 0
-        and actions.shape[2] == ACTION_DIM
+        and actions.shape[2] == len(names)
         and (subtask.ndim, subtask.dtype.kind) == (1, "i")
         and np.isfinite(actions).all()
         and (
@@ -108,12 +111,12 @@ def read_recording(path: Path) -> RecordedOutputs:
     if not is_valid:
         shapes = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
         raise InputError(
-            f"{path} holds no recorded outputs: expected actions [calls, H, {ACTION_DIM}], subtask [calls] and perhaps "
+            f"{path} holds no recorded outputs: expected actions [calls, H, {len(names)}], subtask [calls] and perhaps "
             f"tokens [calls, K, N], found {shapes}; delete it, or run the rollout again"
         )
     assert actions is not None
     assert subtask is not None
-    return RecordedOutputs(actions, subtask, tokens)
+    return RecordedOutputs(actions, subtask, tokens, tuple(names))
 
 
 def executed_commands(
@@ -141,7 +144,7 @@ def executed_commands(
                 f"{len(chunks)} recorded policy calls of {n_action_steps} steps for the {steps_taken} steps of one "
                 "subtask"
             )
-        executed = [commands(chunk, at_least=n_action_steps)[:n_action_steps] for chunk in chunks]
+        executed = [commands(chunk, at_least=n_action_steps, names=outputs.names)[:n_action_steps] for chunk in chunks]
         parts.append(np.concatenate(executed)[:steps_taken])
     return np.concatenate(parts)
 
@@ -159,13 +162,13 @@ def plot_strip(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_s
     """
     executed = executed_commands(outputs, env_steps, n_action_steps=n_action_steps)
     total = len(executed)
-    height = ROW_PX * ACTION_DIM
+    height = ROW_PX * len(outputs.names)
     # Zero lines, and a line at the end of each subtask but the last.
-    zero = "".join(f"M0 {ROW_PX * dim + ROW_PX // 2}h{total}" for dim in range(ACTION_DIM))
+    zero = "".join(f"M0 {ROW_PX * dim + ROW_PX // 2}h{total}" for dim in range(len(outputs.names)))
     ends = "".join(f"M{end} 0v{height}" for end in np.cumsum(env_steps)[:-1].tolist())
     body = [f'<path class="z" d="{zero}"/><path class="s" d="{ends}"/>']
     width = -(-total // MAX_POINTS)  # control steps per point of the executed line, rounded up
-    for dim in range(ACTION_DIM):
+    for dim in range(len(outputs.names)):
         middle = ROW_PX * dim + ROW_PX // 2
         predicted = _predicted_path(outputs, env_steps, dim, middle, n_action_steps=n_action_steps)
         body.append(f'<path class="p" d="{predicted}"/>')
@@ -181,7 +184,7 @@ def plot_strip(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_s
         Image.fromarray(image).save(buffer, format="PNG", optimize=True)
         codes = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
     parts = [(i + 1, steps_taken) for i, steps_taken in enumerate(env_steps)]
-    return Strip(svg, codes, code_rows, total, parts, ACTION_NAMES, outputs.actions.shape[1])
+    return Strip(svg, codes, code_rows, total, parts, outputs.names, outputs.actions.shape[1])
 
 
 def code_image(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_steps: int) -> NDArray[np.uint8]:

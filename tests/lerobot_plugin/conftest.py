@@ -75,7 +75,7 @@ def decoding(tmp_path_factory):
                 },
                 modules={
                     "policy": LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0)),
-                    "head": ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4),
+                    "head": ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4, action_size=7),
                     "dldm": DLDM(DECODER),
                 },
                 facts={"control_hz": 30.0, "label_fraction": 0.1, "label_seed": 3, "labels_digest": "d"},

@@ -50,7 +50,7 @@ def save_policy(folder, *, steps=2, head=True, **settings):
     config = {"policy": config_tree(POLICY), "dldm": config_tree(DLDM), "head": None}
     files = {"tokens": policy.backbone.vocabulary.to_json()}
     if head:
-        modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
+        modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4, action_size=7)
         config |= {
             "head": config_tree(ActionHeadConfig(16)),
             "acting": "argmax",

@@ -14,6 +14,11 @@ def test_commands_are_clipped_and_the_gripper_goes_by_sign():
     assert (raw == before).all()
 
 
+def test_only_a_number_called_gripper_is_a_sign():
+    assert commands([[0.2, 3.0]], at_least=1, names=("gripper", "effort")).tolist() == [[1, 1]]
+    assert commands([[0.2, 0.3]], at_least=1, names=("lift", "effort")).tolist() == [[0.2, 0.3]]
+
+
 @pytest.mark.parametrize("shape", [(3, 7), (8, 6), (7,), (1, 8, 7)])
 def test_a_chunk_of_another_shape_is_refused_with_both_shapes(shape):
     with pytest.raises(InputError, match=r"expected \[H, 7\].*H >= 4") as caught:

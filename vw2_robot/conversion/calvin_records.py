@@ -15,7 +15,7 @@ import numpy as np
 
 from vw2_robot.data.calvin_writer import LATENT_TOKENS, SOURCE_ACTIONS
 from vw2_robot.data.episodes import Episode, Part
-from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, TrajectoryKind, frame_name
+from vw2_robot.data.sources.calvin import CalvinDataset, CalvinSplit, TrajectoryKind, frame_name
 from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import array_names
 
@@ -37,7 +37,7 @@ class CalvinRecords:
         splits: Sequence[str] | None,
         trajectories: TrajectoryKind,
         camera: str | None,
-        hz: float = CALVIN_HZ,
+        hz: float | None = None,
     ) -> None:
         """Read the labels, or the tables of recordings, and check that all frames exist.
 
@@ -46,7 +46,7 @@ class CalvinRecords:
             splits: `train`, `validation`, or CALVIN's names; all that are there if None.
             trajectories: labeled windows, or whole recordings.
             camera: `static` or `gripper` alone; None: those that are there.
-            hz: rate of the time steps.
+            hz: rate of the time steps; None: what the data set states.
 
         Raises:
             InputError: a split is missing or damaged, or there is no such camera.
@@ -57,8 +57,8 @@ class CalvinRecords:
             raise InputError(f"{path} has no split {missing[0]!r}; it has {', '.join(there) or 'none'}")
         self.name = path.resolve().name
         self.path = path
-        self._hz = hz
         self._datasets = [CalvinDataset(path, split, trajectories=trajectories) for split in there if split in wanted]
+        self._hz = hz or self._datasets[0].robot.hz
         self._places = [(dataset, one) for dataset in self._datasets for one in dataset.trajectories]
         dataset, first = self._places[0]
         names = array_names(dataset.folder / frame_name(first.start), cure="restore it, or leave it out")
@@ -77,7 +77,7 @@ class CalvinRecords:
             return
         dataset, trajectory = self._places[part]
         keys = [*(f"rgb_{name}" for name in self._cameras), *self._arrays]
-        if "rel_actions" in self._arrays:
+        if {"rel_actions", "commanded_actions"} & set(self._arrays):
             actions, *values = dataset.read_actions_and(trajectory, *keys)
             found = dict(zip(keys, values, strict=True))
             numbers: dict[str, Numbers] = {ACTION_COLUMN: actions}
@@ -87,7 +87,7 @@ class CalvinRecords:
         if SOURCE_ACTIONS in found:
             # Converted before: the numbers of that data set, not those scaled for CALVIN's readers.
             numbers[ACTION_COLUMN] = smallest_float(found.pop(SOURCE_ACTIONS))
-            found.pop("rel_actions")
+            found.pop("rel_actions", None)
         if LATENT_TOKENS in found:
             numbers[LATENT_COLUMN] = found.pop(LATENT_TOKENS)
         if "robot_obs" in found:

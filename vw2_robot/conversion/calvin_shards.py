@@ -19,6 +19,7 @@ from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin_writer import LATENT_TOKENS, SOURCE_ACTIONS, CalvinWriter, Label
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.data.sources.calvin_scenes import UNKNOWN
+from vw2_robot.data.sources.recorded_robot import CALVIN_ROBOT, RecordedRobot
 from vw2_robot.errors import InputError
 
 from .action_meaning import ActionMeaning
@@ -37,12 +38,16 @@ class CalvinShards:
         folder: of the data set.
         form: of all records.
         meaning: of their action.
+        robot: name of the source.
     """
 
-    def __init__(self, folder: Path, form: Form, meaning: ActionMeaning) -> None:
+    def __init__(self, folder: Path, form: Form, meaning: ActionMeaning, *, robot: str) -> None:
         self._folder = folder
         self._meaning = meaning
         self._cameras = _cameras(form)
+        # What came from CALVIN is CALVIN's again. Other data have its units now, but a rate of their own.
+        is_calvin = meaning.units == "calvin" and form.hz == CALVIN_ROBOT.hz
+        self._robot = CALVIN_ROBOT if is_calvin else RecordedRobot(robot, form.hz)
         self._warned = False
         self._frames: dict[CalvinSplit, int] = {}
 
@@ -74,7 +79,7 @@ class CalvinShards:
     def finish(self, description: str) -> None:
         """Write the files that describe the splits; `description` is not part of this format."""
         for split in self._frames:
-            CalvinWriter(self._folder, split).finish()
+            CalvinWriter(self._folder, split, robot=self._robot).finish()
 
     def _arrays(self, record: Record) -> dict[str, NDArray[Any]]:
         """Return the arrays of a time step, as `CalvinWriter` takes them."""

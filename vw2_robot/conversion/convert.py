@@ -172,7 +172,7 @@ def _open_shards(
         return RldsShards(work, form, first, out=Path(config.out).resolve())
     if ACTION_COLUMN in first.numbers and "calvin.rel_actions" not in first.numbers:
         meaning.to_calvin(first.numbers[ACTION_COLUMN], first.where)
-    return CalvinShards(work, form, meaning)
+    return CalvinShards(work, form, meaning, robot=robot)
 
 
 def _write_shards(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vw2_robot.data.episodes import Part
-from vw2_robot.data.sources.calvin import CALVIN_HZ
 from vw2_robot.data.sources.formats import FORMATS, recognize
+from vw2_robot.data.sources.recorded_robot import CALVIN_ROBOT, read_robot
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
@@ -57,7 +57,7 @@ def open_records(config: ConvertConfig) -> tuple[RecordSource, ActionMeaning]:
     options: dict[str, Any] = {"splits": config.splits, "camera": config.image_key}
     source: RecordSource
     if found == "calvin":
-        hz = _conversion(path).get("hz", CALVIN_HZ)
+        hz = _conversion(path).get("hz")
         source = CalvinRecords(path, trajectories=config.trajectories, hz=hz, **options)
     elif found == "lerobot":
         source = LeRobotRecords(path, **options)
@@ -85,5 +85,7 @@ def _meaning(config: ConvertConfig, source: RecordSource) -> ActionMeaning:
     # The folder of an RLDS set may lie below the one that was named.
     if config.actions == "auto" and "action" in (stated := _conversion(source.path)):
         return ActionMeaning.of(stated["action"])
-    is_calvin = isinstance(source, CalvinRecords) or (isinstance(source, RldsRecords) and source.name in _RECORDED)
+    is_calvin = isinstance(source, RldsRecords) and source.name in _RECORDED
+    if isinstance(source, CalvinRecords):
+        is_calvin = read_robot(source.path).action == CALVIN_ROBOT.action
     return CALVIN if config.actions == "calvin" or (config.actions == "auto" and is_calvin) else UNKNOWN

@@ -22,6 +22,8 @@ Differences from the published data sets:
 - `auto_lang_ann.npy` holds `language/way` beside `language/task` where the recorder chose among several ways, or where
   a policy began some of the tasks.
 - There is no tactile camera; `.record/` and `manifest.json` are additional.
+- Recordings of another robot hold its images and `commanded_actions`, as many numbers as `robot.json` beside the splits
+  names.
 - What `vw2-convert` makes of another data set holds only the arrays that it has, and `source_actions` where its actions
   were scaled to become `rel_actions`, and `latent_tokens` where codes were asked for.
 """
@@ -45,6 +47,7 @@ from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of
 from .sources.calvin import CalvinSplit, frame_name
 from .sources.calvin_instructions import EMBEDDING_WIDTH, instruction_embedding
 from .sources.calvin_scenes import UNKNOWN
+from .sources.recorded_robot import CALVIN_ROBOT, RecordedRobot, write_robot
 
 # array -> dtype on disk and shape of one time step (-1: any), as in the published files
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -124,6 +127,7 @@ class CalvinWriter:
         *,
         compress_level: int = 1,
         required: Sequence[str] = REQUIRED_ARRAYS,
+        robot: RecordedRobot = CALVIN_ROBOT,
     ) -> None:
         """Make the folder of the split.
 
@@ -132,8 +136,11 @@ class CalvinWriter:
             split: `training` or `validation`.
             compress_level: of zlib, 0 (fast, large) to 9 (slow); 1 is the best trade-off for images.
             required: arrays that every recording must have.
+            robot: decides the size of `commanded_actions`; `finish` writes its description.
         """
-        self.folder = Path(root) / split
+        self._root = Path(root)
+        self._robot = robot
+        self.folder = self._root / split
         self.split = split
         self.compress_level = compress_level
         self._required = required
@@ -184,7 +191,7 @@ class CalvinWriter:
         Raises:
             InputError: an array is missing, unknown, or does not have the shape in `STEP_ARRAYS`; a label lies outside.
         """
-        length = _checked_length(arrays, self._required)
+        length = _checked_length(arrays, self._required, self._robot)
         # Everything is checked before the first file is written.
         for label in labels:
             if not 0 <= label.start <= label.end < length:
@@ -272,6 +279,7 @@ class CalvinWriter:
             _write(self.folder / name, content)
         paths = [self.folder / name for name in files]
         sync_files((*paths, *{path.parent for path in paths}))
+        write_robot(self._root, self._robot)
         write_json(self.folder / MANIFEST, {"sha256": {name: sha256_of(self.folder / name) for name in files}})
         return entries
 
@@ -279,7 +287,7 @@ class CalvinWriter:
         return self._entries / f"episode_{first_frame:07d}.json"
 
 
-def _checked_length(arrays: Mapping[str, NDArray[Any]], required: Sequence[str]) -> int:
+def _checked_length(arrays: Mapping[str, NDArray[Any]], required: Sequence[str], robot: RecordedRobot) -> int:
     """Return the number of time steps, after a check of names and shapes."""
     missing = [key for key in required if key not in arrays]
     unknown = [key for key in arrays if key not in STEP_ARRAYS]
@@ -288,8 +296,9 @@ def _checked_length(arrays: Mapping[str, NDArray[Any]], required: Sequence[str])
             f"demonstration lacks {missing} and has unknown arrays {unknown}; known: {sorted(STEP_ARRAYS)}"
         )
     length = len(arrays["rgb_static"])
+    shapes = {key: shape for key, (_, shape) in STEP_ARRAYS.items()} | {"commanded_actions": (robot.action.size,)}
     for key, value in arrays.items():
-        step_shape = STEP_ARRAYS[key][1]
+        step_shape = shapes[key]
         found = np.shape(value)
         fits = len(found) == len(step_shape) + 1 and all(
             size in (-1, found_size) for size, found_size in zip(step_shape, found[1:], strict=True)

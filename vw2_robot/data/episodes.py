@@ -24,7 +24,6 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstration:
-    """An episode with its actions: float [T, 7] or [T-1, 7] for T images.
+    """An episode with its actions: float [T, A] or [T-1, A] for T images.
 
     Action t was executed after image t. With T-1 rows the last image has no action. `terminal` is true if the task was
     solved and false if the recording was truncated. `way` names how it was solved, where the recorder knows.
@@ -134,10 +133,8 @@ class Demonstration:
         name = f"{self.episode.source}, episode {self.episode.episode_id}"
         length = len(self.episode)
         shape = self.actions.shape
-        if len(shape) != 2 or shape[1] != ACTION_DIM or shape[0] not in (length, length - 1):
-            raise InputError(
-                f"{name}: actions have shape {shape}, expected ({length}, {ACTION_DIM}) or ({length - 1}, {ACTION_DIM})"
-            )
+        if len(shape) != 2 or shape[1] < 1 or shape[0] not in (length, length - 1):
+            raise InputError(f"{name}: actions have shape {shape}, expected ({length}, A) or ({length - 1}, A)")
         if not np.isfinite(self.actions).all():
             row = int(np.flatnonzero(~np.isfinite(self.actions).all(axis=1))[0])
             raise InputError(f"{name}: action {row} is not finite: {self.actions[row].tolist()}")

@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
+from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
 from .frame_cache import FrameCache, cache_frames
-from .labeled_steps import LabeledVideo, check_same_episodes, keep_motion
+from .labeled_steps import LabeledVideo, RecordedSplit, check_same_episodes, keep_motion
 from .replay import rlds_transformations
-from .sources.calvin import CalvinSplit
 from .sources.openx import known_source
 from .sources.rlds import RldsSource
 from .statistics import mean_and_std
 from .step_names import ACTION, OBSERVATION
 
-SPLITS: dict[CalvinSplit, str] = {"training": "train", "validation": "val"}
+SPLITS: dict[RecordedSplit, str] = {"training": "train", "validation": "val"}
 ACTIONS = (ACTION,)
 STATES = (OBSERVATION, "state")
 GRIPPER_RULES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
@@ -54,7 +53,7 @@ def open_labeled_rlds(
     width: int,
     episodes: int,
     seed: int,
-    split: CalvinSplit = "training",
+    split: RecordedSplit = "training",
 ) -> LabeledVideo:
     """Open a random sample of the episodes of an RLDS data set; frames are decoded into a cache once.
 
@@ -110,7 +109,9 @@ def open_labeled_rlds(
     spread = (
         rlds_transformations.mean_and_std(actions) if rlds_transformations.is_installed() else mean_and_std(actions)
     )
-    return LabeledVideo(name, frame_cache, group, actions, found.get("moved"), spread, units=source.name)
+    return LabeledVideo(
+        name, frame_cache, group, actions, found.get("moved"), spread, units=source.name, action_names=ACTION_NAMES
+    )
 
 
 def _pick(stream: Iterator[Any], numbers: Sequence[int]) -> Iterator[Any]:

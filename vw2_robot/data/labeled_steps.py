@@ -1,13 +1,13 @@
 """Labeled video cut into latent steps: for every step its frames and the true motion of the robot.
 
 It is used to evaluate codes, not to train: before fine-tuning, video and true motion are read together only here. This
-file reads CALVIN data sets (published ones and own recordings); `labeled_rlds.py` reads RLDS data sets. Frames are
-decoded once into a frame cache, and the motion is stored in the same folder.
+file reads data sets in CALVIN's layout (published ones and own recordings); `labeled_rlds.py` reads RLDS data sets.
+Frames are decoded once into a frame cache, and the motion is stored in the same folder.
 
 Time alignment: latent step k of a clip covers frames s(k-1)+1 .. sk, the transitions caused by the actions
 a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descriptions of a step are given:
 
-* `commanded`: the relative actions of the step, summed (units of 0.02 m and 0.05 rad); of the gripper, which is -1 or
+* `commanded`: the actions of the step, summed (CALVIN: units of 0.02 m and 0.05 rad); of the gripper, which is -1 or
   +1, the mean. This is what a policy predicts.
 * `moved`: the change of the end-effector pose from the first to the last frame of the step, in meters and radians, and
   of the gripper opening in meters. This is what the video shows.
@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
+from vw2_robot.contracts import GRIPPER
 from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import read_arrays, write_arrays
 from vw2_robot.storage.locks import lock_folder
@@ -31,12 +33,12 @@ from vw2_robot.storage.locks import lock_folder
 from .clips import make_windows
 from .episodes import Episode
 from .frame_cache import FrameCache, cache_frames
-from .sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, Trajectory
+from .sources.calvin import CalvinDataset, Trajectory
 from .statistics import mean_and_std
 
+RecordedSplit = Literal["training", "validation"]
 MOVED_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
 ROTATION = slice(3, 6)
-CALVIN_UNITS = "calvin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class LabeledVideo:
     """Episodes of one data set with their motion.
 
     `group` [E] is equal for episodes that share a frame: they must stay on one side of a split. `commanded` holds the
-    actions [L, 7] of each episode, `moved` the poses [L, 7], or None if the data set has none.
+    actions [L, A] of each episode, `moved` the poses [L, 7], or None if the data set has none.
     """
 
     name: str
@@ -53,9 +55,11 @@ class LabeledVideo:
     commanded: list[NDArray[np.float64]]
     moved: list[NDArray[np.float64]] | None
     spread: tuple[NDArray[np.float64], NDArray[np.float64]]
-    """mean and standard deviation [7] of the actions, see `statistics.mean_and_std`"""
-    units: str = CALVIN_UNITS
+    """mean and standard deviation [A] of the actions, see `statistics.mean_and_std`"""
+    units: str
     """equal for two data sets whose numbers mean the same: one robot, one kind of action"""
+    action_names: tuple[str, ...]
+    """of the A numbers of an action"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class LabeledSteps:
     """Clips of labeled video, and the motion of their latent steps.
 
     `episode` [n] is the index in the frame cache, `frame_ids` [n, T] the frames, `valid` [n, M] marks steps that lie
-    inside the episode. `commanded` and `moved` [n, M, 7] are zero where not valid.
+    inside the episode. `commanded` [n, M, A] and `moved` [n, M, 7] are zero where not valid.
     """
 
     episode: NDArray[np.int64]
@@ -74,11 +78,11 @@ class LabeledSteps:
 
     @property
     def motion(self) -> NDArray[np.float64]:
-        """Visible motion [n, M, 7]: `moved`, or `commanded` if the poses are not known."""
+        """Visible motion [n, M, 7 or A]: `moved`, or `commanded` if the poses are not known."""
         return self.commanded if self.moved is None else self.moved
 
 
-def open_labeled_calvin(
+def open_labeled_steps(
     path: Path,
     *,
     name: str,
@@ -87,9 +91,9 @@ def open_labeled_calvin(
     width: int,
     episodes: int,
     seed: int,
-    split: CalvinSplit = "training",
+    split: RecordedSplit = "training",
 ) -> LabeledVideo:
-    """Open a random sample of the trajectories of a CALVIN data set; frames are decoded into a cache once.
+    """Open a random sample of the trajectories of a data set in CALVIN's layout; frames are decoded into a cache once.
 
     Args:
         path: folder of the data set.
@@ -111,10 +115,10 @@ def open_labeled_calvin(
     cache_frames(
         (
             Episode(
-                f"calvin_{trajectory.scene}",
+                dataset.source_name(trajectory),
                 trajectory.trajectory_id,
                 trajectory.instruction,
-                CALVIN_HZ,
+                dataset.robot.hz,
                 tuple(dataset.read_images(trajectory)),
             )
             for trajectory in trajectories
@@ -141,7 +145,14 @@ def open_labeled_calvin(
     found = keep_motion(cache / "motion.npz", read, lengths=[trajectory.length for trajectory in trajectories])
     commanded = found["commanded"]
     return LabeledVideo(
-        name, frame_cache, _groups(trajectories), commanded, found.get("moved"), mean_and_std(commanded)
+        name,
+        frame_cache,
+        _groups(trajectories),
+        commanded,
+        found.get("moved"),
+        mean_and_std(commanded),
+        units=dataset.robot.name,
+        action_names=dataset.robot.action.names,
     )
 
 
@@ -241,7 +252,7 @@ def cut_steps(
     if not len(episode_n):
         raise InputError(f"{video.name}: no episode has {stride + 1} frames, so there is no latent step to evaluate")
     edges = frames_nT[:, ::stride]  # the frames [n, M + 1] where steps begin and end
-    commanded = _by_step(video.commanded, episode_n, edges, valid_nM, what=_commanded)
+    commanded = _by_step(video.commanded, episode_n, edges, valid_nM, what=partial(_commanded, video.action_names))
     moved = None if video.moved is None else _by_step(video.moved, episode_n, edges, valid_nM, what=_moved)
     return LabeledSteps(episode_n, frames_nT, valid_nM, commanded, moved)
 
@@ -254,18 +265,19 @@ def _by_step(
     *,
     what: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """Return the motion [n, M, 7] that `what` computes from the values of an episode; zero where not valid."""
+    """Return the motion [n, M, A] that `what` computes from the values of an episode; zero where not valid."""
     out = np.stack([what(values[e], edge) for e, edge in zip(episode_n, edges, strict=True)])
     # Beyond the end of an episode edges repeat the last frame; the result means nothing there.
     return np.where(valid_nM[..., None], out, 0.0)
 
 
-def _commanded(actions: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the sum [M, 7] of actions [L, 7] between edges [M + 1]; for the gripper the mean."""
+def _commanded(names: Sequence[str], actions: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum [M, A] of actions [L, A] between edges [M + 1]; for the gripper the mean."""
     # Differences of cumulative sums: one pass for steps of any length.
     total = np.concatenate([np.zeros((1, actions.shape[1])), np.cumsum(actions, axis=0)])
     out = total[edges[1:]] - total[edges[:-1]]
-    out[:, GRIPPER_INDEX] /= np.maximum(1, edges[1:] - edges[:-1])
+    if GRIPPER in names:
+        out[:, names.index(GRIPPER)] /= np.maximum(1, edges[1:] - edges[:-1])
     return out
 
 
@@ -277,6 +289,6 @@ def _moved(pose: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.fl
     return out
 
 
-def target_names(kind: str) -> tuple[str, ...]:
-    """Return the names of the 7 columns of `commanded` or `moved`."""
-    return tuple(ACTION_NAMES) if kind == "commanded" else MOVED_NAMES
+def target_names(kind: str, action_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the columns of `commanded` or `moved`."""
+    return action_names if kind == "commanded" else MOVED_NAMES

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import MANIFEST, atomic_folder, sha256_of, temporary_name, write_json
 from vw2_robot.storage.locks import lock_folder
@@ -35,7 +34,7 @@ def write_rlds(
 ) -> None:
     """Write demonstrations as a TFDS data set that `tfds.builder_from_directory(out)` opens.
 
-    Steps hold `observation/image` (JPEG), `action` float32 [7], `language_instruction`, `reward` (1 on the last step of
+    Steps hold `observation/image` (JPEG), `action` float32 [A], `language_instruction`, `reward` (1 on the last step of
     a terminal episode), `discount`, `is_first`, `is_last`, `is_terminal`; episodes hold `episode_id` and `hz`,
     and `way` if the first one has a way. Where an episode has one action fewer than images, the last step's action is
     zero. `out` appears when it is complete.
@@ -44,12 +43,12 @@ def write_rlds(
         out: the new folder, usually `<name>/<version>`.
         name: of the data set, lower case with underscores.
         version: three numbers, `1.0.0`.
-        episodes: split name -> episodes, consumed one by one; all images have one size.
+        episodes: split name -> episodes, consumed one by one; all have one size of images and one of actions.
         description: free text about the origin.
         max_episodes_per_shard: episodes in one file.
 
     Raises:
-        InputError: name or version is not possible, the folder exists, there is no episode, or image sizes differ.
+        InputError: name or version is not possible, the folder exists, there is no episode, or sizes differ.
     """
     tf, tfds = load_tensorflow()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
@@ -61,17 +60,19 @@ def write_rlds(
     with lock, atomic_folder(out) as folder:
         writer: Any = None
         size: tuple[int, ...] | None = None
+        action_size = 0
         metadata: tuple[str, ...] = ("episode_id", "hz")
         for split, demonstrations in episodes.items():
             for demonstration in demonstrations:
                 # A data set has to declare its form, which the first episode gives.
                 if writer is None:
                     size = demonstration.episode.decode(0).shape
+                    action_size = demonstration.actions.shape[1]
                     metadata += ("way",) if demonstration.way else ()
-                    form = (size, metadata)
+                    form = (size, action_size, metadata)
                     writer = _writer(tf, tfds, folder, name, version, form, description, max_episodes_per_shard)
                     writer.initialize_splits(list(episodes), fail_if_exists=False)
-                writer.add_examples({split: [_example(demonstration, size, metadata)]})
+                writer.add_examples({split: [_example(demonstration, size, action_size, metadata)]})
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
@@ -85,17 +86,17 @@ def _writer(
     folder: Path,
     name: str,
     version: str,
-    form: tuple[tuple[int, ...], tuple[str, ...]],
+    form: tuple[tuple[int, ...], int, tuple[str, ...]],
     description: str,
     max_episodes_per_shard: int,
 ) -> Any:
-    """Return a TFDS writer for data sets of this form: the size of images, and the names of an episode's metadata."""
+    """Return a TFDS writer for data sets of this form: sizes of images and actions, names of an episode's metadata."""
     features = tfds.features
-    size, metadata = form
+    size, action_size, metadata = form
     known = {"episode_id": features.Text(), "hz": features.Scalar(dtype=np.float64), "way": features.Text()}
     step = {
         OBSERVATION: {"image": features.Image(shape=size, encoding_format="jpeg")},
-        ACTION: features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
+        ACTION: features.Tensor(shape=(action_size,), dtype=np.float32),
         "language_instruction": features.Text(),
         REWARD: features.Scalar(dtype=np.float32),
         DISCOUNT: features.Scalar(dtype=np.float32),
@@ -115,10 +116,17 @@ def _writer(
     return tfds.core.SequentialWriter(info, max_episodes_per_shard, overwrite=True)
 
 
-def _example(demonstration: Demonstration, size: tuple[int, ...] | None, metadata: tuple[str, ...]) -> dict[str, Any]:
-    """Return a demonstration in the form that the TFDS writer takes."""
+def _example(
+    demonstration: Demonstration, size: tuple[int, ...] | None, action_size: int, metadata: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return a demonstration in the form that the TFDS writer takes; for the arguments see `_writer`."""
     episode = demonstration.episode
     actions = demonstration.actions.astype(np.float32)
+    if actions.shape[1] != action_size:
+        raise InputError(
+            f"{episode.source}, episode {episode.episode_id}: actions of {actions.shape[1]} numbers, the set has "
+            f"{action_size}"
+        )
     steps = []
     for index in range(len(episode)):
         pixels = episode.decode(index)
@@ -133,7 +141,7 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None, metadat
         steps.append(
             {
                 OBSERVATION: {"image": stored if is_jpeg else encode_jpeg(pixels)},
-                ACTION: actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
+                ACTION: actions[index] if index < len(actions) else np.zeros(action_size, np.float32),
                 "language_instruction": episode.instruction,
                 REWARD: np.float32(is_last and demonstration.terminal),
                 # RLDS: 0 only where the task ended; after a truncated episode the future still counts.

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
+from vw2_robot.contracts import CALVIN_ACTIONS, GRIPPER_INDEX, ActionSpace
 from vw2_robot.errors import InputError
 
 # N actions · A action dims
@@ -170,8 +170,13 @@ class ActionStatistics:
         return actions.astype(np.float64)
 
 
-def check_relative(actions: NDArray[np.floating[Any]], where: str) -> None:
-    """Check that actions [N, 7] are relative ones as in CALVIN: seven numbers in [-1, 1].
+def check_range(actions: NDArray[np.floating[Any]], space: ActionSpace, where: str) -> None:
+    """Check that actions [N, A] lie in [-1, 1].
+
+    Args:
+        actions: as stored in a data set.
+        space: of its robot, for the message.
+        where: data set and trajectory, for the message.
 
     Raises:
         InputError: a number is larger; the message names `where`, the number and the time step.
@@ -180,10 +185,18 @@ def check_relative(actions: NDArray[np.floating[Any]], where: str) -> None:
     if len(wrong):
         row, i = wrong[0].tolist()
         raise InputError(
-            f"{where}: {ACTION_NAMES[i]} is {actions[row, i]:.4g} at its time step {row}; relative actions lie in "
-            "[-1, 1]. These are in other units, or absolute poses: write rel_actions as CALVIN scales them (0.02 m, "
-            "0.05 rad)"
+            f"{where}: {space.names[i]} is {actions[row, i]:.4g} at its time step {row}; {out_of_range(space)}"
         )
+
+
+def out_of_range(space: ActionSpace) -> str:
+    """Return what to do about actions beyond [-1, 1], the end of a message."""
+    if space == CALVIN_ACTIONS:
+        return (
+            "relative actions lie in [-1, 1]. These are in other units, or absolute poses: write rel_actions as CALVIN "
+            "scales them (0.02 m, 0.05 rad)"
+        )
+    return f"actions lie in [-1, 1]: scale them, and state the unit in robot.json (now: {space.units})"
 
 
 def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

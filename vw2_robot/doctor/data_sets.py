@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
+from vw2_robot.data.sources.calvin import CalvinDataset, CalvinSplit, frame_name, read_spans
 from vw2_robot.data.sources.folder_files import files_below
 from vw2_robot.data.sources.formats import Format, recognize
 from vw2_robot.data.sources.lerobot_dataset import describe_lerobot
 from vw2_robot.data.sources.openx import known_source
 from vw2_robot.data.sources.pickled_openx import PICKLE_ENDINGS
+from vw2_robot.data.sources.recorded_robot import read_robot
 from vw2_robot.data.sources.rlds_builder import COPY_AGAIN, DESCRIPTION
 from vw2_robot.data.sources.video_files import describe_video
 from vw2_robot.data.sources.video_folder import VideoFolderSource, has_videos
@@ -181,7 +182,8 @@ def _describe_calvin(path: Path) -> DataSet:
         size += num_steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size
         if not labeled:
             notes.append(f"{split} has no labels: trajectories=recordings")
-    return DataSet(path, "calvin", path.resolve().name, "-", splits, CALVIN_HZ, size, "; ".join(notes), tuple(problems))
+    hz = read_robot(path).hz
+    return DataSet(path, "calvin", path.resolve().name, "-", splits, hz, size, "; ".join(notes), tuple(problems))
 
 
 def _describe_pickles(path: Path) -> DataSet:

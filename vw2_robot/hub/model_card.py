@@ -14,7 +14,7 @@ from typing import Any
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.checkpoint import Checkpoint
-from vw2_robot.contracts import POSITION_UNIT_M, ROTATION_UNIT_RAD
+from vw2_robot.contracts import CALVIN_ACTIONS
 from vw2_robot.data.sources.openx import known_source
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
@@ -81,6 +81,8 @@ def model_card(checkpoint: Checkpoint, *, metadata: Facts, statistics: ActionSta
         + table(("", "measured", "95 % interval"), measured(summary))
         for summary in summaries
     ]
+    # Checkpoints of earlier releases state no other.
+    units = checkpoint.config.get("action_space", {}).get("units", CALVIN_ACTIONS.units)
     measurements = "\n\n".join([*results, INTERVALS if results else UNKNOWN])
     return f"""---
 {head.to_yaml()}
@@ -104,7 +106,7 @@ out["actions"]  # float32 [{metadata["chunk_size"]}, {statistics.mean.size}]
 
 The same folder is a LeRobot policy (`--policy.path`, with the plugin `lerobot_policy_vw2`).
 
-{table(("interface", ""), interface(metadata))}
+{table(("interface", ""), interface(metadata, units))}
 
 ## Training
 
@@ -132,14 +134,11 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def interface(metadata: Facts) -> Iterator[tuple[str, str]]:
-    """Yield what a robot has to give and gets."""
+def interface(metadata: Facts, units: str) -> Iterator[tuple[str, str]]:
+    """Yield what a robot has to give and gets; `units` of the action."""
     yield "cameras", ", ".join(metadata["cameras"])
     yield "action", ", ".join(metadata["action_space"])
-    yield (
-        "units",
-        f"relative, in [-1, 1]; 1 is {POSITION_UNIT_M:g} m or {ROTATION_UNIT_RAD:g} rad; gripper -1 closes, 1 opens",
-    )
+    yield "units", units
     for key in ("control_hz", "chunk_size", "n_action_steps", "temporal_ensemble", "acting", "policy_hash"):
         yield key, str(metadata[key])
 

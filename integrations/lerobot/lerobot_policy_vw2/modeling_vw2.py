@@ -28,7 +28,7 @@ from vw2_robot import VW2Agent
 from vw2_robot.checkpoint import DLDM_PART, Checkpoint, save_tensors, write_description
 from vw2_robot.chunks import Ensemble
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.distributed.sharding import full_state
@@ -291,6 +291,7 @@ def untrained_agent(config: Vw2Config) -> VW2Agent:
         width=policy.backbone.width,
         queries=policy.config.queries,
         stride=sizes["stride"],
+        action_size=ACTION_DIM,
     )
     return VW2Agent(
         policy,

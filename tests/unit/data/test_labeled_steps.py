@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter, Label
-from vw2_robot.data.labeled_steps import cut_steps, open_labeled_calvin, target_names
+from vw2_robot.data.labeled_steps import cut_steps, open_labeled_steps, target_names
 from vw2_robot.errors import InputError
 
 
@@ -38,7 +38,7 @@ def write(root, lengths=(13, 6, 3), *, labels=None):
 
 def opened(tmp_path, **changes):
     settings = {"name": "toy", "cache": tmp_path / "cache", "height": 8, "width": 8, "episodes": 9, "seed": 0}
-    return open_labeled_calvin(tmp_path / "calvin", **settings | changes)
+    return open_labeled_steps(tmp_path / "calvin", **settings | changes)
 
 
 def test_a_step_holds_the_motion_of_its_own_frames(tmp_path):
@@ -121,6 +121,6 @@ def test_damaged_or_foreign_motion_is_refused(tmp_path):
 
 
 def test_columns_have_names():
-    assert target_names("commanded")[0] == "dx"
-    assert target_names("moved")[6] == "opening"
-    assert len(target_names("moved")) == len(target_names("commanded")) == 7
+    assert target_names("commanded", ("a", "b")) == ("a", "b")
+    assert target_names("moved", ("a", "b"))[6] == "opening"
+    assert len(target_names("moved", ("a", "b"))) == 7

@@ -9,7 +9,7 @@ import torch
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.devices import Hardware
-from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig, FinetuneLoopConfig
+from vw2_robot.finetune.config import FinetuneConfig, FinetuneLoopConfig, LabeledDataConfig
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -109,7 +109,7 @@ def configure(tmp_path, pretrained):
         config = FinetuneConfig(
             run_dir=str(tmp_path / run),
             policy=str(pretrained),
-            data=CalvinDataConfig(str(data), validation_fraction=0.25),
+            data=LabeledDataConfig(str(data), validation_fraction=0.25),
             loop=LOOP,
             label_fraction=0.5,
             head=ActionHeadConfig(8),

@@ -8,7 +8,7 @@ from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune.labeled_windows import (
     LabeledWindows,
-    cache_calvin,
+    cache_trajectories,
     end_effector_poses,
     split_trajectories,
     window_offsets,
@@ -19,7 +19,7 @@ from vw2_robot.models.dldm.dldm import DLDM
 
 def opened(root):
     dataset = CalvinDataset(root)
-    return dataset, cache_calvin(dataset, root / "frames", height=8, width=8)
+    return dataset, cache_trajectories(dataset, root / "frames", height=8, width=8)
 
 
 def plain():
@@ -45,7 +45,7 @@ def test_a_cache_of_other_trajectories_is_refused(write_calvin, tmp_path):
     opened(write_calvin(3))
     other = CalvinDataset(write_calvin(2, name="other"))
     with pytest.raises(InputError, match="choose another folder or delete it"):
-        cache_calvin(other, tmp_path / "calvin" / "frames", height=8, width=8)
+        cache_trajectories(other, tmp_path / "calvin" / "frames", height=8, width=8)
 
 
 def test_every_time_step_but_the_last_starts_a_window(write_calvin):

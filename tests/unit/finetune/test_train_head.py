@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,10 +52,10 @@ def test_action_loss_is_the_mean_over_valid_actions_with_a_weight_on_the_gripper
     actions[..., 6] = 1.0
     mask = torch.tensor([[True] * 4, [True, False, False, False]])
     actions[1, 1:] = 100.0  # past the end of the trajectory
-    assert float(action_loss(half, predicted, actions, mask)) == pytest.approx(4.5)
+    assert float(action_loss(half, predicted, actions, mask, gripper_index=6)) == pytest.approx(4.5)
     actions[0, 0, 3] = 5.0
-    assert float(action_loss(half, predicted, actions, mask)) == pytest.approx(4.5 + 25 / 5)
-    assert float(action_loss(whole, predicted, actions, torch.zeros_like(mask))) == 0
+    assert float(action_loss(half, predicted, actions, mask, gripper_index=6)) == pytest.approx(4.5 + 25 / 5)
+    assert float(action_loss(whole, predicted, actions, torch.zeros_like(mask), gripper_index=6)) == 0
 
 
 class FewWindows:
@@ -63,6 +64,7 @@ class FewWindows:
     def __init__(self, codes):
         self.codes = codes
         self.has_codes = True
+        self.statistics = SimpleNamespace(gripper_index=6)
         self.valid = np.array([[True], [True], [False]])
         self.actions = np.zeros((3, 4, 7), np.float32)
         self.action_mask = np.ones((3, 4), bool)
@@ -109,7 +111,7 @@ def test_the_code_loss_is_that_of_all_valid_ground_truth_codes_whatever_is_read(
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     torch.manual_seed(0)
-    head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
+    head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4, action_size=7)
     rows = np.arange(3)
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     config = configure("unused", acting=acting, code_source=source, image_shift_px=0, lambda_ce=2.0)
@@ -135,7 +137,7 @@ def test_the_code_loss_is_that_of_all_valid_ground_truth_codes_whatever_is_read(
     log_p = policy.backbone.latent_logits(states[:, :, :4]).log_softmax(-1).gather(-1, ground_truth[..., None])
     valid = torch.from_numpy(windows.valid)[:, 0]
     torch.testing.assert_close(found["code"], -log_p[valid].mean().detach())
-    l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
+    l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool), gripper_index=6)
     torch.testing.assert_close(found["action"], l2.detach())
     torch.testing.assert_close(total.detach(), l2.detach() + 2.0 * found["code"])
 
@@ -179,7 +181,7 @@ def test_the_action_loss_reaches_the_last_code_of_a_step(pretrained, configure):
     prompt = policy.prompt(["do 1", "do 1"], torch.zeros(2, 3, 8, 8))
     codes = torch.tensor([[[1, 2, 3, 4]], [[1, 2, 3, 5]]])
     for last_code in (True, False):
-        head = ActionHead(ActionHeadConfig(8, last_code=last_code), width=16, queries=4, stride=4)
+        head = ActionHead(ActionHeadConfig(8, last_code=last_code), width=16, queries=4, stride=4, action_size=7)
         actions = head(policy.states(prompt, codes, last_code=last_code))
         assert torch.equal(actions[0], actions[1]) != last_code
 
@@ -191,7 +193,7 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configu
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     torch.manual_seed(0)
-    head = ActionHead(ActionHeadConfig(8, pose=True), width=16, queries=4, stride=4)
+    head = ActionHead(ActionHeadConfig(8, pose=True), width=16, queries=4, stride=4, action_size=7)
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     windows.actions = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     windows.action_mask[1, 2:] = False
@@ -286,7 +288,7 @@ def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_a
     assert agent.metadata["aids"] == ["restrict_softmax", "pose_weight=1.0"]  # those of pre-training, then its own
     out = agent.infer({"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"})
     assert out["actions"].shape == (4, 7)
-    head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
+    head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4, action_size=7)
     with pytest.raises(ValueError, match=r"without head\.pose"):
         head.end_effector_pose(torch.zeros(1, 1, 4, 16))
 
@@ -307,7 +309,7 @@ def test_unlabeled_actions_are_never_read(configure, write_calvin, tmp_path, how
     wanted = set(read_labels(tmp_path / "clean" / "labels.json").episode_ids)
     poisoned = 0
     dataset = datasets.CalvinDataset(data)
-    frames = datasets.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    frames = datasets.cache_trajectories(dataset, tmp_path / "f", height=8, width=8)
     held = datasets.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation

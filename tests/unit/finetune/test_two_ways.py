@@ -46,7 +46,7 @@ def test_only_codes_that_are_seen_in_hindsight_carry_the_choice(configure, actin
     config = configure("unused", acting=acting, code_source=source, image_shift_px=0, lambda_ce=1.0)
     policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    head = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
+    head = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4, action_size=7)
     optimizer = torch.optim.AdamW([*policy.parameters(), *head.parameters()], lr=3e-3)
     windows = TwoWays()
     rows = np.arange(4) % 2

@@ -15,7 +15,7 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import CalvinDataConfig, HindsightConfig, NetworkConfig, UnlabeledConfig
+from vw2_robot.finetune.config import HindsightConfig, LabeledDataConfig, NetworkConfig, UnlabeledConfig
 from vw2_robot.finetune.losses import action_errors, totals_of, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import init_policy, load_pretrained
 from vw2_robot.finetune.train_head import finetune
@@ -197,7 +197,7 @@ def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
     config = configure("unused", gripper_loss="bce", gripper_weight=0.3)
     predicted, actions = torch.randn(2, 4, 7), torch.rand(2, 4, 7)
     actions[..., 6] = torch.tensor([[1, -1, 1, -1], [-1, -1, 1, 1]])
-    found = action_errors(config, predicted, actions)
+    found = action_errors(config, predicted, actions, gripper_index=6)
     arm = (predicted - actions)[..., :6].square().sum(-1)
     gripper = F.binary_cross_entropy(predicted[..., 6].sigmoid(), (actions[..., 6] > 0).float(), reduction="none")
     torch.testing.assert_close(found, arm + 0.3 * gripper)
@@ -222,7 +222,7 @@ def test_unlabeled_video_trains_on_codes_and_its_actions_are_never_opened(
     finetune(configured(data, "full", run="plain"))
     labeled = set(read_labels(tmp_path / "plain" / "labels.json").episode_ids)
     dataset = datasets.CalvinDataset(data)
-    frames = datasets.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    frames = datasets.cache_trajectories(dataset, tmp_path / "f", height=8, width=8)
     split = datasets.split_trajectories(dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25)
     assert len(split.unlabeled) == 3
     assert not {dataset.trajectories[i].trajectory_id for i in split.unlabeled} & labeled
@@ -310,11 +310,11 @@ def test_another_split_can_be_held_out(configured, write_calvin, tmp_path):
     other = write_calvin(3, name="other")
     (other / "training").rename(data / "validation")
     config = configured(data, "full", label_fraction=1.0)
-    finetune(replace(config, data=CalvinDataConfig(str(data), validation_split="validation")))
+    finetune(replace(config, data=LabeledDataConfig(str(data), validation_split="validation")))
     assert len(read_labels(tmp_path / "run" / "labels.json").episode_ids) == 6
     assert json.loads((tmp_path / "run" / "validation.json").read_text())["trajectories"] == 3
     with pytest.raises(ValueError, match="nothing would be held out"):
-        CalvinDataConfig(str(data), validation_split="training")
+        LabeledDataConfig(str(data), validation_split="training")
 
 
 def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(
@@ -322,7 +322,7 @@ def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(
 ):
     data = write_calvin()
     calls = tmp_path / "calls.txt"
-    cache = datasets.cache_calvin
+    cache = datasets.cache_trajectories
 
     def slowly(dataset, out, **size):
         with calls.open("a") as file:
@@ -330,7 +330,7 @@ def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(
         time.sleep(0.2)
         return cache(dataset, out, **size)
 
-    monkeypatch.setattr(datasets, "cache_calvin", slowly)
+    monkeypatch.setattr(datasets, "cache_trajectories", slowly)
     dataset = datasets.CalvinDataset(data)
     # Processes, since one process that asks for its own lock again gets it.
     fork = multiprocessing.get_context("fork")
@@ -374,7 +374,7 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path, a
     finetune(configured(data, "full", acting=acting))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
     dataset = datasets.CalvinDataset(data)
-    frames = datasets.cache_calvin(dataset, tmp_path / "again", height=8, width=8)
+    frames = datasets.cache_trajectories(dataset, tmp_path / "again", height=8, width=8)
     held = datasets.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation

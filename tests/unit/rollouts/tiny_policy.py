@@ -37,7 +37,7 @@ def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1, with_dl
     policy = LatentPolicy(config, generator=generator)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = ActionHead(ActionHeadConfig(16), width=32, queries=config.queries, stride=STRIDE)
+        head = ActionHead(ActionHeadConfig(16), width=32, queries=config.queries, stride=STRIDE, action_size=7)
         dldm = {"dldm": DLDM(DLDM_CONFIG)} if with_dldm else {}
     rng = np.random.default_rng(0)
     labels = np.clip(rng.normal(shift, 0.9, (400, 7)), -1, 1)

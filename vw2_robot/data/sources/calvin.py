@@ -1,7 +1,7 @@
 """Reader of CALVIN data sets: language-labeled trajectories, their images, and (only on request) their actions.
 
-A CALVIN data set is a folder with `training/` and `validation/`; each holds one `episode_XXXXXXX.npz` per 30 Hz time
-step and the labels `lang_annotations/auto_lang_ann.npy`. A trajectory is one labeled window of time steps. Fine-tuning
+A CALVIN data set is a folder with `training/` and `validation/`; each holds one `episode_XXXXXXX.npz` per time step
+and the labels `lang_annotations/auto_lang_ann.npy`. A trajectory is one labeled window of time steps. Fine-tuning
 reads images and actions of the labeled trajectories, pre-training reads images only. Each array of an npz is a separate
 compressed stream, and only the requested arrays are opened: the actions of an unlabeled trajectory may be missing or
 wrong. `reads` counts the opened arrays, so that this can be tested.
@@ -10,7 +10,7 @@ wrong. `reads` counts the opened arrays, so that this can be tested.
 end, cut into segments, without instruction; no labels are needed then.
 
 All needed frames are checked to exist at the beginning. `calvin_scenes.py` finds the scene of a frame;
-`calvin_writer.py` writes data sets.
+`calvin_writer.py` writes data sets. Data of another robot may lie in this layout, too (`recorded_robot.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import array_names, read_array, read_arrays
 from vw2_robot.storage.files import MANIFEST, verify
@@ -35,8 +34,8 @@ from vw2_robot.storage.files import MANIFEST, verify
 from ..episodes import Episode
 from .calvin_scenes import SceneRanges
 from .object_arrays import load_object
+from .recorded_robot import CALVIN, read_robot
 
-CALVIN_HZ = 30.0
 CalvinSplit = Literal["training", "validation"]
 TrajectoryKind = Literal["labeled", "recordings"]
 SEGMENT_FRAMES = 512
@@ -76,6 +75,7 @@ class CalvinDataset:
 
     Attributes:
         trajectories: in the order of the labels or of the recordings.
+        robot: what the data set states about rate, camera and actions.
         reads: counts opened arrays by name ("rgb_static", "rel_actions", ...), one per time step.
     """
 
@@ -96,6 +96,7 @@ class CalvinDataset:
         self.folder = self.path / split
         self.split = split
         self.reads: Counter[str] = Counter()
+        self.robot = read_robot(self.path)
         self._action_key: str | None = None
         if trajectories not in get_args(TrajectoryKind):
             raise InputError(f"unknown trajectories {trajectories!r}; known: {', '.join(get_args(TrajectoryKind))}")
@@ -194,10 +195,10 @@ class CalvinDataset:
         return images
 
     def read_actions(self, trajectory: Trajectory) -> NDArray[np.float32]:
-        """Return float32 [L, 7] relative actions (`vw2_robot.contracts`); opens no other array.
+        """Return the float32 [L, A] actions, those of `robot.action`; opens no other array.
 
         These are the `commanded_actions` if the data set has them (recordings of this package), else `rel_actions`. Old
-        files store 0 for a closed gripper; it becomes -1.
+        files of CALVIN store 0 for a closed gripper; it becomes -1.
         """
         return self.read_actions_and(trajectory)[0]
 
@@ -210,8 +211,9 @@ class CalvinDataset:
         key = self._action_key
         raw, *others = self.read_together(trajectory, (key, *more))
         where = f"{self.folder}, {trajectory.trajectory_id}: {key}"
-        if raw.shape[1:] != (ACTION_DIM,) or raw.dtype.kind not in "fiu":
-            raise InputError(f"{where} is {raw.dtype} {raw.shape[1:]} per step, expected numbers ({ACTION_DIM},)")
+        space = self.robot.action
+        if raw.shape[1:] != (space.size,) or raw.dtype.kind not in "fiu":
+            raise InputError(f"{where} is {raw.dtype} {raw.shape[1:]} per step, expected numbers ({space.size},)")
         actions = raw.astype(np.float32)
         if not np.isfinite(actions).all():
             first = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
@@ -219,7 +221,8 @@ class CalvinDataset:
                 f"{where} is not finite at frame {trajectory.start + first}; mend or remove this trajectory"
             )
         # Older releases of the data sets store 0 for a closed gripper.
-        actions[actions[:, GRIPPER_INDEX] == 0, GRIPPER_INDEX] = -1
+        if (gripper := space.gripper_index) is not None:
+            actions[actions[:, gripper] == 0, gripper] = -1
         return actions, *others
 
     def holds(self, trajectory: Trajectory, key: str) -> bool:
@@ -231,12 +234,16 @@ class CalvinDataset:
         for trajectory in self.trajectories:
             images = self.read_images(trajectory)
             yield Episode(
-                source=f"calvin_{trajectory.scene}",
+                source=self.source_name(trajectory),
                 episode_id=trajectory.trajectory_id,
                 instruction=trajectory.instruction,
-                hz=CALVIN_HZ,
+                hz=self.robot.hz,
                 images=tuple(images),
             )
+
+    def source_name(self, trajectory: Trajectory) -> str:
+        """Return the name of the source of a trajectory, that of the robot; CALVIN's also has the scene."""
+        return f"{CALVIN}_{trajectory.scene}" if self.robot.name == CALVIN else self.robot.name
 
 
 def frame_name(frame: int) -> str:

@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterator
 
 from ..episodes import Episode, Part
-from .calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, TrajectoryKind
+from .calvin import CalvinDataset, CalvinSplit, TrajectoryKind
 from .calvin_scenes import UNKNOWN
+from .recorded_robot import CALVIN
 
 
 class CalvinSource:
-    """An `EpisodeSource` of CALVIN trajectories; its default name comes from its scenes: `calvin_D`, `calvin_ABC`."""
+    """An `EpisodeSource` of trajectories; its default name is the robot's, with its scenes `calvin_D`, `calvin_ABC`."""
 
     def __init__(
         self,
@@ -43,7 +44,8 @@ class CalvinSource:
         self._camera = camera
         # An unknown scene has no letter; without any letter the name is `calvin`.
         scenes = sorted({trajectory.scene for trajectory in self.dataset.trajectories} - {UNKNOWN})
-        self.name = name or "_".join(["calvin", "".join(scenes)]).rstrip("_")
+        robot = self.dataset.robot.name
+        self.name = name or (f"{CALVIN}_{''.join(scenes)}".rstrip("_") if robot == CALVIN else robot)
 
     def parts(self) -> list[Part]:
         """Return one part per trajectory, of one episode."""
@@ -63,6 +65,6 @@ class CalvinSource:
             source=self.name,
             episode_id=trajectory.trajectory_id,
             instruction=trajectory.instruction,
-            hz=CALVIN_HZ,
+            hz=self.dataset.robot.hz,
             images=tuple(self.dataset.read_images(trajectory, camera=self._camera)),
         )

@@ -13,8 +13,6 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vw2_robot.contracts import ACTION_DIM
-
 from .config import ActionHeadConfig
 
 POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the fingers
@@ -28,9 +26,10 @@ class ActionHead(nn.Module):
         width: D, of a hidden state.
         queries: N, codes per latent step.
         stride: s, actions per latent step.
+        action_size: A, numbers of an action.
     """
 
-    def __init__(self, config: ActionHeadConfig, *, width: int, queries: int, stride: int) -> None:
+    def __init__(self, config: ActionHeadConfig, *, width: int, queries: int, stride: int, action_size: int) -> None:
         super().__init__()
         self.stride = stride
         self.last_code = config.last_code
@@ -40,7 +39,7 @@ class ActionHead(nn.Module):
             nn.LayerNorm(states),
             nn.Linear(states, inner),
             nn.GELU(),
-            nn.Linear(inner, stride * ACTION_DIM),
+            nn.Linear(inner, stride * action_size),
         )
         self.pose = nn.Linear(inner, POSE_DIM) if config.pose else None
 

@@ -6,7 +6,7 @@ from vw2_robot.models.policy.config import ActionHeadConfig
 
 def build(stride=4, hidden=8, **change):
     torch.manual_seed(0)
-    return ActionHead(ActionHeadConfig(hidden, **change), width=16, queries=2, stride=stride)
+    return ActionHead(ActionHeadConfig(hidden, **change), width=16, queries=2, stride=stride, action_size=7)
 
 
 def test_every_latent_step_gives_as_many_actions_as_it_spans_frames():

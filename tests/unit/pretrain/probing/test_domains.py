@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vw2_robot.contracts import ACTION_NAMES
 from vw2_robot.devices import Hardware
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
@@ -35,6 +36,8 @@ def rows(name, *, count, seed, codes=(0, 12), offset=0.0):
         difference=(rng.normal(size=(count, 6)) + offset).astype(np.float32),
         commanded=rng.normal(size=(count, 7)),
         moved=None,
+        units="calvin",
+        action_names=ACTION_NAMES,
     )
 
 

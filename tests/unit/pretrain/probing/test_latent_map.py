@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vw2_robot.contracts import ACTION_NAMES
 from vw2_robot.models.dldm.fsq import FSQ
 from vw2_robot.models.dldm.vq import VQ
 from vw2_robot.pretrain.probing.action_probe import (
@@ -47,6 +48,7 @@ def rows(name, *, seed=0, count=400, informed=True, gain=1.0, units="calvin"):
         commanded=gain * motion,
         moved=None,
         units=units,
+        action_names=ACTION_NAMES,
     )
 
 
