@@ -50,7 +50,7 @@ def start(command: str) -> None:
 
 
 def command_lines() -> list[str]:
-    """Return the list of commands, each with the first line of its help."""
+    """Return the list of commands, each with the first sentence of its help."""
     width = max(map(len, entry_points.COMMANDS))
     lines = [
         f"vw2_robot {__version__}",
@@ -61,7 +61,8 @@ def command_lines() -> list[str]:
     for command, started in entry_points.COMMANDS.items():
         about = program_file(started.config_name)["hydra"]["help"]
         has_help = about["app_name"] == command
-        lines.append(f"  {command:{width}}  {about['header'].splitlines()[0] if has_help else 'a stage of it alone'}")
+        does = f"{' '.join(about['header'].split()).split('. ')[0].rstrip('.')}." if has_help else "a stage of it alone"
+        lines.append(f"  {command:{width}}  {does}")
     return [*lines, "", "COMMAND --help explains one of them; --version, --completion bash or zsh, are for all."]
 
 

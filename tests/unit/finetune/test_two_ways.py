@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.finetune.losses import totals_of, window_batch, window_losses
 from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.action_head import ActionHead
@@ -26,6 +27,7 @@ class TwoWays:
     actions = np.zeros((2, 4, 7), np.float32)
     actions[0, :, 0] = 1.0
     actions[1, :, 0] = -1.0
+    statistics = ActionStatistics.from_actions(actions.reshape(-1, 7), gripper_index=None)
 
     def images(self, rows, *, image_px, device):
         return torch.zeros(len(rows), 3, 8, 8)

@@ -15,7 +15,7 @@ import pytest
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.contracts import CALVIN_ACTIONS
 from vw2_robot.data.sources.calvin import CalvinDataset
-from vw2_robot.envs.meta_world import META_WORLD_ACTIONS
+from vw2_robot.envs.meta_world import META_WORLD_ACTIONS, rendering
 from vw2_robot.envs.meta_world.rendering import OffscreenCamera, load_mujoco
 from vw2_robot.envs.recording.config import RecordConfig
 from vw2_robot.envs.recording.record import record
@@ -144,7 +144,7 @@ def test_opengl_is_chosen_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("MUJOCO_GL", "")  # so that it is put back at the end
     for name in [name for name in sys.modules if name.split(".")[0] == "mujoco"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("vw2_robot.envs.meta_world.rendering.require", lambda name, extra: (name, extra))
+    monkeypatch.setattr(rendering, "require", lambda name, extra: (name, extra))
     for libraries, chosen in ((("EGL", "OSMesa"), "egl"), (("OSMesa",), "osmesa")):
         monkeypatch.setattr(ctypes.util, "find_library", lambda name, there=libraries: name if name in there else None)
         monkeypatch.delenv("MUJOCO_GL", raising=False)
