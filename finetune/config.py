@@ -153,10 +153,10 @@ class FinetuneConfig:
     """actions that are executed per policy call, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    acting: Acting = "expected"
-    """what the policy reads in the slots of its codes, in validation and control: expected, the mean embedding under
-    the distribution of each code; sampled or argmax, a code from it; parallel, null tokens, and all codes are predicted
-    at once; none: the same, and no code is decoded"""
+    acting: Acting = "parallel"
+    """what the policy reads in the slots of its codes, in validation and control: parallel, null tokens, and all codes
+    are predicted at once; expected, the mean embedding under the distribution of each code; sampled or argmax, a code
+    from it; none: as parallel, and no code is decoded"""
     code_source: CodeSource = "hindsight"
     """codes that the policy reads in training: the dLDM's; predicted, what it reads in control; hindsight, the dLDM's
     with a share of the slots replaced by samples of the policy. Not read with acting=parallel or none"""

@@ -48,8 +48,9 @@ def test_every_key_of_an_old_configuration_is_one_of_today(stage: str) -> None:
     config_cls = FinetuneConfig if stage == "finetune" else PretrainConfig
     defaults = {"finetune": "finetune"}.get(stage, "pretrain")
     # Sections of that release do not know the aids that came later; the others are those of `tiny`.
-    later = [] if stage == "finetune" else [f"aids.{aid}=false" for aid in ("still_control", "warp_output", "reader")]
-    given = {**defaults_of(defaults, *later, *(["aids.high_noise=0.0"] if later else [])), **old, "run_dir": "run"}
+    none = ("still_control=false", "warp_output=false", "reader=false", "policy_code_dropout=0.0", "high_noise=0.0")
+    later = [] if stage == "finetune" else [f"aids.{aid}" for aid in none]
+    given = {**defaults_of(defaults, *later), **old, "run_dir": "run"}
     if later:
         given["aids"]["control_dropout"] = given["train_dldm"]["control_dropout"] = 0.0
     assert config_from(config_cls, given).seed == 0

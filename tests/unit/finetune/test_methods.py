@@ -50,5 +50,4 @@ def test_the_old_way_to_act_without_codes_is_named_by_its_present_key():
 
 def test_no_method_reads_the_robots_state_and_all_others_act_through_decoded_codes():
     assert all(method(name).aids.pose_weight == 0 for name in METHODS)
-    modes = {(found.acting, found.code_source) for found in map(method, METHODS) if found.acting != "none"}
-    assert modes == {("expected", "hindsight")}
+    assert {found.acting for found in map(method, METHODS) if found.acting != "none"} == {"parallel"}

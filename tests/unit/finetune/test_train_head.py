@@ -151,7 +151,7 @@ def test_hindsight_replaces_a_share_of_the_slots_by_samples_of_the_policy_after_
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     image = windows.images(rows, image_px=8, device=None)
     codes = torch.from_numpy(windows.codes[rows])
-    config = configure("unused")
+    config = configure("unused", acting="expected")
 
     def inputs(share):
         return input_codes(

@@ -29,7 +29,7 @@ WAYS = {
     "lora": {"preset": "lora", "lora": LoRAConfig(rank=2)},
     "last_n": {"preset": "last_n", "last_n": 1},
     "ground_truth": {"code_source": "ground_truth"},
-    "expected": {"code_source": "predicted"},
+    "expected": {"code_source": "predicted", "acting": "expected"},
     "sampled": {"code_source": "predicted", "acting": "sampled"},
     "schedule": {"hindsight": HindsightConfig(0.0, 1.0), "acting": "argmax"},
     "parallel": {"acting": "parallel"},
@@ -404,7 +404,7 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path, a
 
 
 def test_the_log_has_the_error_with_predicted_and_with_ground_truth_codes(configured, write_calvin, tmp_path):
-    finetune(configured(write_calvin(), "full"))
+    finetune(configured(write_calvin(), "expected"))
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     predicted = line["finetune/validation_action_l2"]
     ground_truth = line["finetune/validation_ground_truth_codes_l2"]
