@@ -144,8 +144,9 @@ def policy(y: float) -> list[str]:
 def figure() -> str:
     """Return the figure as SVG."""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="title">',
-        '<title id="title">Video becomes codes in two phases; a policy predicts codes and then actions</title>',
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">',
+        "<title>Video becomes codes in two phases; a policy predicts codes and then actions</title>",
         f"<style>{STYLE}</style><defs>{MARKER.format('flow', 8)}{MARKER.format('gradient', 10)}</defs>",
         f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" rx="12"/>',
         *phase_one(10),

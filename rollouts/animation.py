@@ -25,14 +25,14 @@ QUALITY = 50
 """of webp, 0 to 100"""
 
 
-class Panel(NamedTuple):
+class SidePanel(NamedTuple):
     """A chain's tokens and commands over time: with all of them, and before the first."""
 
     full: Image.Image
     empty: Image.Image
 
 
-def plot_panel(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_steps: int, height: int) -> Panel:
+def plot_panel(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_steps: int, height: int) -> SidePanel:
     """Return the panel of a chain: latent tokens above, one curve per number of the commands below.
 
     Args:
@@ -74,11 +74,11 @@ def plot_panel(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_s
     for dim, middle in enumerate(middles):
         y = middle - 0.42 * row_px * executed[:, dim]
         canvas.line(np.stack([x, y], axis=-1).ravel().tolist(), fill=CURVE, width=2)
-    return Panel(full, empty)
+    return SidePanel(full, empty)
 
 
 def write_animation(
-    path: Path, pages: Iterable[tuple[int, Image.Image]], panel: Panel, *, env_steps: int, fps: float
+    path: Path, pages: Iterable[tuple[int, Image.Image]], panel: SidePanel, *, env_steps: int, fps: float
 ) -> None:
     """Write pages and, beside each, the panel up to its control step.
 
