@@ -14,6 +14,7 @@ from pathlib import Path
 
 # An image, or a link whose text may be an image, to a target inside the repository or the page.
 IMAGE = re.compile(r"!\[([^\]]*)\]\((?!https?:)([^)\s]+)\)")
+TAG = re.compile(r'(<img src=")(?!https?:)([^"]+)("[^>]*>)')
 LINK = re.compile(r"(?<!!)\[((?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\((?!https?:|#)([^)\s]+)\)")
 
 
@@ -26,9 +27,9 @@ def index_page(text: str, repository: str | None, revision: str | None) -> str:
         revision: Tag or commit.
     """
     if repository is None:
-        return LINK.sub(r"\1", IMAGE.sub("", text))
+        return LINK.sub(r"\1", TAG.sub("", IMAGE.sub("", text)))
     base = repository.rstrip("/")
-    absolute = IMAGE.sub(rf"![\1]({base}/raw/{revision}/\2)", text)
+    absolute = TAG.sub(rf"\1{base}/raw/{revision}/\2\3", IMAGE.sub(rf"![\1]({base}/raw/{revision}/\2)", text))
     return LINK.sub(rf"[\1]({base}/blob/{revision}/\2)", absolute)
 
 

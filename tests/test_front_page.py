@@ -39,7 +39,9 @@ def index_page(repository: str | None, revision: str | None) -> str:
 def test_the_front_page_is_one_that_people_read() -> None:
     assert len(README.splitlines()) < 200
     before_any_section = README.partition("\n## ")[0]
-    assert "docs/rollout.webp" in before_any_section
+    (image,) = re.findall(r'<img src="([^"]+)"', before_any_section)
+    assert (REPO / image).is_file()
+    assert 'task="open_drawer"' in before_any_section
 
 
 def test_the_python_of_the_front_page_solves_a_task(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +109,8 @@ def test_on_an_index_every_link_is_absolute() -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", page)
     assert len(targets) == len(re.findall(r"\]\(([^)\s]+)\)", README)) > 30
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
-    assert "](https://example.org/owner/name/raw/v1/docs/rollout.webp)" in page
+    assert '<img src="https://example.org/owner/name/raw/v1/docs/rollout.webp" ' in page
+    assert "](https://example.org/owner/name/raw/v1/docs/method.svg)" in page
     # A badge: a link whose text is an image.
     assert re.search(r"\[!\[License[^\]]*\]\(https://[^)]*\)\]\(https://example.org/owner/name/blob/v1/LICENSE\)", page)
     assert "](https://example.org/owner/name/blob/v1/docs/concepts.md#stop-gradients)" in page
@@ -116,7 +119,8 @@ def test_on_an_index_every_link_is_absolute() -> None:
 def test_without_an_address_no_link_leads_nowhere_and_no_text_is_lost() -> None:
     page = index_page(None, None)
     assert [target for target in re.findall(r"\]\(([^)\s]+)\)", page) if not target.startswith(("https://", "#"))] == []
-    assert "rollout.webp)" not in page
+    assert "rollout.webp" not in page
+    assert "method.svg" not in page
     assert "docs/results.md has every seed" in page
 
 
