@@ -102,8 +102,8 @@ test-all: $(READY) ## every test that needs neither a GPU nor the network; LeRob
 	fi
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not network"
 
-# What README promises on Python 3.12, in an environment of its own beside .venv. torch brings CUDA there (7.7 GB) unless
-# pip is offered a CPU build for this Python too, by find-links or PIP_EXTRA_INDEX_URL (docs/gpu.md).
+# What docs/installation.md promises on Python 3.12, in an environment of its own beside .venv. torch brings CUDA there
+# (7.7 GB) unless pip is offered a CPU build for this Python too, by find-links or PIP_EXTRA_INDEX_URL (docs/gpu.md).
 test-3.12: ## the fast tests on Python 3.12: simulator, data readers, models, programs (no Reverb there)
 	$(MAKE) PYTHON= PYTHONS=3.12 VENV=.venv-3.12 test-newer
 

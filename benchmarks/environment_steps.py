@@ -57,7 +57,7 @@ from .environment_worlds import (
 )
 from .speed.row import SpeedRow, interleaved
 
-# Speed-ups that README and docs/simulator.md state.
+# Speed-ups that docs/simulator.md states.
 GOALS = {"same": 3.5, "builtin": 12.0, "state": 20.0, "workers": 1.8}
 # Of the rows of the speed table that are not compared with the original's meshes.
 GOAL_BUILTIN_STAND_IN = 5.0

@@ -60,7 +60,14 @@ LEGACY_NOTE = (
 )
 
 
-FIRST_VALUES = {"first_sequence": 0, "sequences_seed": 0, "starts_seed": 0, "acting": None, "temperature": None}
+FIRST_VALUES = {
+    "first_sequence": 0,
+    "sequences_seed": 0,
+    "starts_seed": 0,
+    "acting": None,
+    "temperature": None,
+    "animations": False,
+}
 """options that folders of earlier releases do not have, with what they did"""
 
 
@@ -232,6 +239,7 @@ def run_chains(
         videos=config.videos,
         run_dir=config.folder,
         record=config.record,
+        animations=config.animations,
     )
     # A generator: each job is made when a worker is free, with the videos that are kept at that moment.
     jobs = (ChainJob(sequence, log.video_chains()) for sequence in waiting)

@@ -78,6 +78,8 @@ class RolloutConfig:
     """times that a chain is run again when the worker that ran it dies"""
     videos: int = 6
     """chains to keep a video of: half with the most subtasks solved, half with the fewest"""
+    animations: bool = False
+    """write an animated image (webp) of each of these chains, too: video, latent tokens and commands, for a web page"""
     record: bool = False
     """record the policy's outputs, chain by chain (rollouts/recording.py)"""
     against: ExistingPath | None = None

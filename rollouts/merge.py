@@ -102,7 +102,8 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     drop_other_videos(target / "videos", kept)
     for shard in shards:
         for number in kept & {row["sequence"] for row in shard.rows}:
-            _copy(video_paths(shard.folder / "videos", number), target / "videos")
+            paths = video_paths(shard.folder / "videos", number)
+            _copy([path for path in paths if path != paths.animation or path.is_file()], target / "videos")
         _copy(sorted((shard.folder / FOLDER).glob("chain_*.npz")), target / FOLDER)
     # 4. Summary and report, from all rows.
     summary = results.summarize(rows, provenance, seconds=sum(seconds.values()))

@@ -3,7 +3,7 @@
 Frames are the images that the policy was given; nothing is rendered for the video. They play in real time: one image
 every `n_action_steps` control steps. Above the image are the instruction, one mark per subtask (solved, failed,
 current, not reached) and the outcome, which is shown longer at the end of each subtask. The policy's outputs are
-written beside the video (recording.py); the report plots them under it.
+written beside the video (recording.py); the report plots them under it, and an animated image beside it (animation.py).
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
 interruption changes the selection.
@@ -25,15 +25,17 @@ from vw2_robot.contracts import Observation, PolicyOutput
 from vw2_robot.storage.files import atomic_write
 from vw2_robot.storage.mp4 import Mp4Writer
 
+from .animation import plot_panel, write_animation
 from .evaluate import Row
 from .recording import Recording
+from .report.strips import read_recording
 
 IMAGE_PX = 384
 CAPTION_PX = 96
 MAX_FPS = 15.0
 HOLD_SECONDS = 0.8
 """how long the outcome of a subtask is shown"""
-_FILE_NAME = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz)(\.tmp)?")
+_FILE_NAME = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz|webp)(\.tmp)?")
 INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
 SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
@@ -60,16 +62,17 @@ def select_chains(solved: Mapping[int, int], count: int) -> set[int]:
 
 
 class VideoPaths(NamedTuple):
-    """The three files of a video."""
+    """The files of a video; the animated image only where it was asked for."""
 
     video: Path
     poster: Path
     recording: Path
+    animation: Path
 
 
 def video_paths(folder: Path, number: int) -> VideoPaths:
-    """Return the paths of a chain's video, its poster and the policy's outputs."""
-    return VideoPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz")))
+    """Return the paths of a chain's video, its poster, the policy's outputs and the animated image."""
+    return VideoPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz", "webp")))
 
 
 def drop_videos(folder: Path, numbers: Iterable[int]) -> None:
@@ -96,6 +99,7 @@ class ChainVideo:
 
     Attributes:
         stride: Every how many policy calls an image is kept.
+        n_action_steps: Control steps per policy call.
         steps_per_frame: Control steps between two frames of the video.
         fps: Frames per second of the video, so that it plays in real time.
     """
@@ -110,6 +114,7 @@ class ChainVideo:
             n_action_steps: Control steps per policy call.
         """
         self.stride = max(1, math.ceil(control_hz / n_action_steps / MAX_FPS))
+        self.n_action_steps = n_action_steps
         self.steps_per_frame = self.stride * n_action_steps
         self.fps = control_hz / self.steps_per_frame
         self._frames: list[list[NDArray[np.uint8]]] = []  # per subtask
@@ -133,35 +138,46 @@ class ChainVideo:
             self._frames[subtask].append(next(iter(observation["images"].values())))
         self._calls += 1
 
-    def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
+    def write(
+        self, folder: Path, row: Row, *, instructions: Sequence[str], names: Sequence[str], animation: bool = False
+    ) -> None:
         """Write the video, its poster and the policy's outputs; they are on disk when this returns.
 
         Args:
             folder: Folder of videos.
             row: The chain's row.
             instructions: Instruction of each subtask.
+            names: Of the numbers of an action.
+            animation: Write the animated image as well.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = video_paths(folder, row["sequence"])
-        last = write_video(paths.video, self._pages(row, instructions), fps=self.fps)
+        last = write_video(paths.video, (image for _, image in self._pages(row, instructions)), fps=self.fps)
         with atomic_write(paths.poster) as temporary:
             last.save(temporary, format="JPEG", quality=80)
         self._recording.save(paths.recording)
+        if animation:
+            outputs = read_recording(paths.recording, names=names)
+            panel = plot_panel(outputs, row["env_steps"], n_action_steps=self.n_action_steps, height=last.height)
+            env_steps = sum(row["env_steps"])
+            write_animation(paths.animation, self._pages(row, instructions), panel, env_steps=env_steps, fps=self.fps)
 
-    def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
-        """Yield the frames of the video."""
+    def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[tuple[int, Image.Image]]:
+        """Yield the frames of the video, each with the control steps of the chain until then."""
         hold_frames = max(1, round(HOLD_SECONDS * self.fps))
+        begin = 0  # control steps of the subtasks before
         for subtask, frames in enumerate(self._frames):
             before = ["solved"] * subtask
             after = ["open"] * (len(row["subtasks"]) - subtask - 1)
             for i, frame in enumerate(frames):
-                status = f"step {i * self.steps_per_frame}"
-                yield page(frame, instructions[subtask], [*before, "now", *after], status)
+                step = i * self.steps_per_frame
+                yield begin + step, page(frame, instructions[subtask], [*before, "now", *after], f"step {step}")
             is_solved = subtask < row["solved"]
             env_steps = row["env_steps"][subtask]
             status = f"solved in {env_steps} steps" if is_solved else f"not solved in {env_steps} steps"
             states = [*before, "solved" if is_solved else "failed", *after]
-            yield from [page(frames[-1], instructions[subtask], states, status)] * hold_frames
+            begin += env_steps
+            yield from [(begin, page(frames[-1], instructions[subtask], states, status))] * hold_frames
 
 
 def page(frame: NDArray[np.uint8], instruction: str, states: Sequence[str], status: str) -> Image.Image:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.contracts import Benchmark, EvalSequence, Policy
+from vw2_robot.contracts import Benchmark, EvalSequence, Policy, action_names
 
 from .config import RolloutConfig, open_benchmark, open_policy
 from .evaluate import RolloutCallback, Row, run_chain
@@ -36,6 +36,7 @@ class Protocol:
         videos: Number of chains to keep a video of.
         run_dir: Folder of the rollout.
         record: Write a recording of each chain.
+        animations: Write an animated image beside each video.
     """
 
     n_action_steps: int
@@ -43,6 +44,7 @@ class Protocol:
     videos: int
     run_dir: Path
     record: bool = False
+    animations: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
     # `select_chains` never selects a chain later that it has rejected once, so a rejected video can be dropped here.
     if video is not None and number in select_chains({**job.video_chains, number: row["solved"]}, protocol.videos):
         instructions = [benchmark.instruction(task) for task in row["subtasks"]]
-        video.write(protocol.run_dir / "videos", row, instructions=instructions)
+        names = action_names(policy.metadata)
+        folder = protocol.run_dir / "videos"
+        video.write(folder, row, instructions=instructions, names=names, animation=protocol.animations)
     return row, seconds
 
 

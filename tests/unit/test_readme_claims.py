@@ -15,12 +15,50 @@ STUDENT_T = {2: 12.7062, 3: 4.3027}  # by number of seeds
 COUNTS = {1: "one", 2: "two", 3: "three", 5: "five"}
 
 
-def claims():
-    """The section on one line, as a reader sees it."""
-    (section,) = re.findall(
-        r"^## What is claimed$(.*?)^## ", (REPO / "README.md").read_text(), re.DOTALL | re.MULTILINE
+METHODS = {
+    "no pre-training": "oracle",
+    "no pre-training, longer schedule": "oracle_longer",
+    "LAPA method": "lapa",
+    "VideoWorld 1 method": "videoworld",
+    "dLDM codes, video of the same scene": "vw2",
+    "dLDM codes, video of other robots": "vw2_cross",
+    "A, B, C → D: no pre-training": "oracle_abc",
+    "A, B, C → D: dLDM codes": "vw2_abc",
+}
+"""in README's table -> in the archive, without the label fraction"""
+
+
+def sections():
+    """The sections with claims: results, without the rows of the table, and what is not claimed; on one line."""
+    (text,) = re.findall(
+        r"^## Results$(.*?)^## Your own data$", (REPO / "README.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    return " ".join(section.replace("**", "").split())
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]], text
+
+
+def claims():
+    """The text on one line, as a reader sees it."""
+    text = "\n".join(line for line in sections()[1].splitlines() if not line.startswith("|"))
+    return " ".join(text.replace("**", "").split())
+
+
+def named(method, labels):
+    """The method of a row of the table, as the archive calls it."""
+    name, fraction = METHODS[method], labels.removesuffix(" %")
+    if name.endswith("_abc"):
+        assert fraction == "100"
+        return name
+    return f"oracle_{fraction}_longer" if name == "oracle_longer" else f"{name}_{fraction}"
+
+
+def over_seeds(values, *, top, digits):
+    """Mean and t interval, cut to what is possible."""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.{digits}f} [{max(0, mean - half):.{digits}f}, {min(top, mean + half):.{digits}f}]"
 
 
 def solved(job):
@@ -49,10 +87,6 @@ def seeds(method):
     return COUNTS[len(percents(method))]
 
 
-def each(method):
-    return ", ".join(f"{value:.1f}" for value in percents(method))
-
-
 def difference(first, second):
     """Mean over seeds with its t interval; every start is in both rows, so rows differ as their pairs do."""
     values = [a - b for a, b in zip(percents(first), percents(second), strict=True)]
@@ -77,49 +111,51 @@ def r2(features, target):
 def stated():
     """What README must say, word for word, with numbers from the archive."""
     chains = solved("package/chains")
-    ten, _, _ = low_high = difference("vw2_10", "oracle_10")
-    everything = difference("vw2_100", "oracle_100")
-    (rollouts,) = {len(values) for method in ("vw2_10", "oracle_10") for values in by_seed("single", method).values()}
+    ten, low, high = difference("vw2_10", "oracle_10")
+    (rollouts,) = {len(rows) for name, rows in ARCHIVE.rollouts.items() if name.startswith("single/")}
     a_seed = sorted({len(rows) for name, rows in ARCHIVE.rollouts.items() if name.startswith("chains/")})
-    (pixels,) = {job(f"pretrain/vw2/seed_{seed}")["settings"]["policy.image_px"] for seed in range(3)}
-    recorded = [job(name)["settings"] for name in ("data/D", "data/D_hard")]
-    demonstrations = sum(settings["episodes"] * settings["play"] for settings in recorded)
     other = ARCHIVE.rollouts["package/avx2"]
     usual = ARCHIVE.rollouts["package/chains"]
     changed = sum(row not in usual for row in other)
     ratio = statistics.mean(float(number) for number in re.search(LOGGED_RATIOS, log()).groups())
-    yield f"({pixels}-pixel images"
-    yield f"solves {statistics.mean(chains):.1f} of five instructions in a row over the protocol's {len(chains)} chains"
-    yield "With 10 % of the labels"
-    yield f"solves {percent('vw2_10')} % of single tasks ({each('vw2_10')})"
-    yield f"without it solves {percent('oracle_10')} % ({each('oracle_10')}). The difference is {ten:.0f} points"
-    yield f"[{low_high[1]:.0f}, {low_high[2]:.0f}], {seeds('vw2_10')} seeds of {rollouts} rollouts"
-    yield f"{core_minutes('vw2_10', 'vw2')} core-minutes per seed instead of {core_minutes('oracle_10', None)}."
+    yield f"{rollouts} single tasks and {a_seed[0]} or {a_seed[1]} chains of five a seed."
+    yield f"with 10 % of the labels, pre-training on codes of the same scene solves {ten:.0f} points"
+    yield f"[{low:.0f}, {high:.0f}] more single tasks."
+    with_and_without = core_minutes("vw2_10", "vw2"), core_minutes("oracle_10", None)
+    yield "It takes {} core-minutes per seed instead of {}.".format(*with_and_without)
     yield f"{core_minutes('oracle_10_longer', None)} core-minutes, solves {percent('oracle_10_longer')} %"
     yield f"({seeds('oracle_10_longer')} seed)."
-    yield f"With all labels it is {percent('vw2_100')} against {percent('oracle_100')} %, {everything[0]:.1f} points"
-    yield f"[{everything[1]:.1f}, {everything[2]:.1f}], {seeds('vw2_100')} seeds."
-    yield f"tested in D, it is {percent('vw2_abc')} against {percent('oracle_abc')} %, {seeds('vw2_abc')} seed."
-    yield f"At 10 %, the VideoWorld 1 method solves {percent('videoworld_10')} % ({seeds('videoworld_10')} seeds),"
-    yield f"LAPA {percent('lapa_10')} % ({seeds('lapa_10')}),"
-    yield f"video of other robots {percent('vw2_cross_10')} % ({seeds('vw2_cross_10')});"
-    yield f"with all labels, video of other robots solves {percent('vw2_cross_100')} % ({seeds('vw2_cross_100')})."
-    yield f"Chains are {a_seed[0]} or {a_seed[1]} per seed."
-    yield f"With {100 * job('few/finetune')['settings']['label_fraction']:.0f} % of {demonstrations:,} demonstrations,"
-    yield f"a policy solves {statistics.mean(solved('few/chains')):.1f} in a row (one seed)."
+    yield f"solves {statistics.mean(chains):.1f} of five instructions in a row over the protocol's {len(chains)} chains"
     yield f"(shuffle ratio {ratio:.2f})"
-    yield f"R² {r2('pixels_equal', 'translation')} against {r2('code_values', 'translation')} of translation,"
+    yield f"R² is {r2('pixels_equal', 'translation')} against {r2('code_values', 'translation')} of translation,"
     yield f"{r2('pixels_equal', 'rotation')} against {r2('code_values', 'rotation')} of rotation,"
     yield f"{r2('pixels_equal', 'opening')} against {r2('code_values', 'opening')} of the gripper"
     yield f"another instruction set, it changed {changed} of {len(other)}."
 
 
 LOGGED_RATIOS = r"In all three runs of `vw2` the shuffle ratio ends at 1\.00 \((\d\.\d+), (\d\.\d+), (\d\.\d+);"
-NOT_MEASURED = ("95 % over training seeds", "vw2_10", "`vw2`", "R²")
+NOT_MEASURED = ("95 % intervals over seeds", "VideoWorld 1")
 
 
 def log():
     return " ".join((REPO / "docs" / "lab_log.md").read_text().split())
+
+
+def test_every_row_of_the_table_is_what_the_archive_says():
+    table, _ = sections()
+    assert len(table) == 11
+    for method, labels, single, length, count in table:
+        name = named(method, labels)
+        chains = [statistics.mean(values) for values in by_seed("chains", name).values()]
+        expected = over_seeds(percents(name), top=100, digits=1), over_seeds(chains, top=5, digits=2)
+        assert (single, length) == expected, (method, labels)
+        assert int(count) == len(percents(name)) == len(chains)
+
+
+def test_the_video_at_the_top_is_of_a_chain_as_common_as_the_page_says():
+    text = " ".join((REPO / "README.md").read_text().split())
+    assert "Three in ten of its chains end like this one" in text
+    assert round(10 * statistics.mean(count == 5 for count in solved("package/chains"))) == 3
 
 
 def test_every_number_of_the_claims_is_what_the_archive_says():
@@ -148,7 +184,7 @@ def test_only_one_comparison_has_an_interval_without_zero_over_three_seeds():
 
 
 def test_no_policy_of_the_archive_decodes_codes_in_control():
-    assert "No latent token is decoded in control (`acting=none`)" in claims()
+    assert "no latent token is decoded in control (`acting=none`)" in claims()
     notes = [note for name, note in ARCHIVE.jobs.items() if "finetune" in name]
     assert len(notes) == 27
     assert {(note["settings"]["acting"], note["settings"]["aids.pose_weight"]) for note in notes} == {("none", 1.0)}

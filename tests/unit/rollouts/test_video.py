@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from vw2_robot.contracts import ACTION_NAMES
 from vw2_robot.rollouts.video import (
     CAPTION_PX,
     IMAGE_PX,
@@ -32,7 +33,7 @@ def recorded(folder, *, n_action_steps=6):
         video.on_policy_call(0, observation(shade), OUTPUT)
     for shade in (160, 200, 240):
         video.on_policy_call(1, observation(shade), OUTPUT)
-    video.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
+    video.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"], names=ACTION_NAMES)
     return video
 
 
@@ -83,7 +84,7 @@ def test_the_index_stands_before_the_images_so_that_browsers_can_start(tmp_path)
 
 def test_the_poster_is_the_last_page_and_nothing_else_is_left(tmp_path):
     recorded(tmp_path)
-    video, poster, recording = video_paths(tmp_path, 7)
+    video, poster, recording, _ = video_paths(tmp_path, 7)
     with Image.open(poster) as image:
         assert image.size == (IMAGE_PX, IMAGE_PX + CAPTION_PX)
         assert image.getpixel((IMAGE_PX // 2, CAPTION_PX + IMAGE_PX // 2))[0] == pytest.approx(240, abs=4)
@@ -148,5 +149,6 @@ def test_dropping_videos_leaves_the_others(tmp_path):
         "chain_0002.mp4",
         "chain_0002.jpg",
         "chain_0002.npz",
+        "chain_0002.webp",
         "chain_notes.txt",
     }
