@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def rows_table(family: Family) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def planned_settings(program: str, experiment: str) -> dict[str, Any] | None:
+@functools.cache
+def planned_settings(program: str, experiment: str) -> Mapping[str, Any] | None:
     """Return the settings that a file of configs/experiment has today; None where there is no such file."""
     if not experiment_file(experiment).is_file():
         return None
