@@ -114,9 +114,9 @@ class Jobs:
         # Not those alone that a gate asks: the quality of learned codes is compared with gains.
         probe = self._add_recording(PRETRAININGS[name].probe)
         probing = (
-            "+experiment=probe_latents/registered", f"dldm={self._out / place / 'dldm'}", f"labeled=[{self._out / probe}]",
-            f"frame_cache={self._out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
-            f"out={self._out / 'probe' / name / f'seed_{seed}'}",
+            "+experiment=probe_latents/registered", f"dldm={self._out / place / 'dldm'}",
+            f"labeled=[{self._out / probe}]", f"frame_cache={self._out / 'probe_frames'}", f"seed={seed}",
+            "hardware.threads=1", f"out={self._out / 'probe' / name / f'seed_{seed}'}",
         )  # fmt: skip
         self._add(Job(f"probe/{name}/seed_{seed}", PROBE_LATENTS, probing, (place, probe)))
         return place
