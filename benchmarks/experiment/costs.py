@@ -1,6 +1,6 @@
 """Core-minutes of the registered rows before the start: CPU time of a few steps of each loop, times its steps.
 
-    python -m benchmarks.experiment.costs --frames RUN/frames --labeled DATA --pretraining NAME... --tuning FAMILY/ROW...
+    python -m benchmarks.experiment.costs --frames FRAMES --labeled DATA --pretraining NAME... --tuning FAMILY/ROW...
 
 FRAMES is a frame cache as the pre-trainings read it, DATA recordings with labels. Prints a JSON line for each name
 with the CPU seconds of its parts: those of a step and of a validation, times the numbers that its configuration file

@@ -41,6 +41,20 @@ RENDERED_FROM = {OTHER_ROBOTS: OTHER_SCENES}
 """recordings that show the states of others again: other robots do the same tasks, at tables that have no labels"""
 
 
+RECORDING_MINUTES: dict[str, float | None] = {
+    IN_DOMAIN: None,
+    PROBE: None,
+    OTHER_SCENES: None,
+    OTHER_ROBOTS: None,
+    ORIGINAL: None,
+    ORIGINAL_PROBE: None,
+    "ABC_looks": None,
+    "other_robots": None,
+    "D_nuisance": None,
+}
+"""core-minutes of the recordings; None: not measured yet"""
+
+
 class Paper(NamedTuple):
     """The paper's cells for a row: chains with 1 and 5 subtasks solved, in percent, and the average length."""
 
@@ -224,16 +238,32 @@ def finetune_experiment(family: Family, row: Row) -> str:
 
 
 class Cost(NamedTuple):
-    """Core-minutes of a row, of all its seeds: fine-tuning with rollouts, and pre-trainings that no earlier row has."""
+    """Core-minutes of a row, of all its seeds: recordings and pre-trainings that no earlier row has, then the rest.
+
+    None where it is not measured.
+    """
 
     row: str
-    tuning: float | None
+    recording: float | None
     pretraining: float | None
+    tuning: float | None
+    """fine-tuning and rollouts"""
+
+    @property
+    def total(self) -> float | None:
+        """All of it."""
+        return _sum(self.recording, self.pretraining, self.tuning)
+
+
+def _sum(*minutes: float | None) -> float | None:
+    known = [one for one in minutes if one is not None]
+    return sum(known) if len(known) == len(minutes) else None
 
 
 def costs(families: Sequence[Family]) -> list[Cost]:
     """Return the cost of each row, in the order in which they are run; None where it is not measured."""
     begun: dict[str, int] = {}
+    recorded: set[str] = set()
     found = []
     for row_id, (family, row) in rows_by_id(families).items():
         needed: float | None = 0.0
@@ -244,7 +274,11 @@ def costs(families: Sequence[Family]) -> list[Cost]:
         if new:
             minutes = PRETRAININGS[name].core_minutes
             needed = None if minutes is None else new * minutes
-        found.append(Cost(row_id, None if row.core_minutes is None else row.seeds * row.core_minutes, needed))
+        recordings = set(recordings_of(family, name))
+        recording = _sum(*(RECORDING_MINUTES[one] for one in recordings - recorded))
+        recorded |= recordings
+        tuning = None if row.core_minutes is None else row.seeds * row.core_minutes
+        found.append(Cost(row_id, recording, needed, tuning))
     return found
 
 
@@ -263,23 +297,26 @@ def problems(families: Sequence[Family]) -> Iterator[str]:
         for pair in family.contrasts:
             yield from (f"contrast {' - '.join(pair)}: no row {one}" for one in pair if one not in known)
     for cost in costs(families):
-        if cost.tuning is None or cost.pretraining is None:
+        if cost.total is None:
             yield f"the core-minutes of {cost.row} are not measured"
 
 
 def files_of(family: Family) -> list[str]:
     """Return the files of configs/experiment that a family takes, without their suffix."""
     names = {row.pretraining or family.like: None for row in family.rows}
-    needed = [family.recordings]
-    for name in names:
-        pretraining = PRETRAININGS[name]
-        needed += [*pretraining.video, *([] if pretraining.probe is None else [pretraining.probe])]
-    needed += [RENDERED_FROM[name] for name in needed if name in RENDERED_FROM]
+    needed = [recordings for name in names for recordings in recordings_of(family, name)]
     return [
         *(f"record/{name}" for name in dict.fromkeys(needed)),
         *(f"pretrain/{name}" for name in names),
         *(finetune_experiment(family, row) for row in family.rows),
     ]
+
+
+def recordings_of(family: Family, pretraining: str) -> list[str]:
+    """Return the recordings that a row of a family with this pre-training needs."""
+    chosen = PRETRAININGS[pretraining]
+    needed = [family.recordings, *chosen.video, *([] if chosen.probe is None else [chosen.probe])]
+    return [*needed, *(RENDERED_FROM[name] for name in needed if name in RENDERED_FROM)]
 
 
 def experiment_file(name: str) -> Path:

@@ -105,13 +105,16 @@ def test_a_gated_row_waits_for_its_gate_and_asks_less_of_a_scene_it_has_not_seen
 
 
 def test_the_cost_of_a_pretraining_is_paid_once_for_each_seed(monkeypatch):
-    monkeypatch.setitem(plan.PRETRAININGS, "in_domain_vw2", Pretraining(("D",), core_minutes=60))
+    monkeypatch.setitem(plan.PRETRAININGS, "in_domain_vw2", Pretraining(("D_several",), core_minutes=60))
+    for name, minutes in (("D_several", 90.0), ("probe", 6.0)):
+        monkeypatch.setitem(plan.RECORDING_MINUTES, name, minutes)
     rows = tuple(replace(row, core_minutes=10) for row in FAMILY.rows)
     found = costs([replace(FAMILY, rows=rows)])
-    # `scratch` takes its sizes from three of them, `vw2` needs a fourth.
-    assert [(cost.tuning, cost.pretraining) for cost in found] == [(30, 180), (40, 60), (20, 0)]
+    # `scratch` takes its sizes from three of them, `vw2` needs a fourth; what is recorded first counts once.
+    assert [cost[1:] for cost in found] == [(96, 180, 30), (0, 60, 40), (0, 0, 20)]
     text = registration([replace(FAMILY, rows=rows)])
-    assert "| `x/later` | 100 to 101 | 0.0 | 0.3 | 5.5 |" in text
+    assert "| `x/scratch` | 100 to 102 | 1.6 | 3.0 | 0.5 | 5.1 |" in text
+    assert "| `x/later` | 100 to 101 | 0.0 | 0.0 | 0.3 | 7.1 |" in text
     assert "| `x/vw2` | vw2 | `pretrain/in_domain_vw2` | `finetune/x_vw2` | 4 | yes | not known | not known |" in text
     assert "| x | `x/vw2` − `x/scratch` | 3 | 6.3 | 0.10 / 0.05 |" in text
     assert "- configs/experiment/finetune/x_vw2.yaml is missing" in text
