@@ -131,7 +131,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert "configs/experiment/record/D_several.yaml is missing" in found
     assert "x_scratch.yaml has label_fraction=1.0, the plan 0.1" in found
     assert "contrast x/vw2 - a/none: no row a/none" in found
-    assert "the core-minutes of x/scratch are not measured" in found
+    assert "the core-minutes of x/scratch are not known" in found
 
 
 def test_a_plan_with_its_files_shows_how_rows_act_and_their_aids(monkeypatch):
