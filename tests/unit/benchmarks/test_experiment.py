@@ -137,7 +137,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 def test_a_plan_with_its_files_shows_how_rows_act_and_their_aids(monkeypatch):
     monkeypatch.setattr("benchmarks.experiment.registration.finetune_experiment", lambda *_: "finetune/vw2_10")
     rows = (replace(FAMILY.rows[0], pretraining="vw2"),)
-    monkeypatch.setitem(plan.PRETRAININGS, "vw2", Pretraining(("D",)))
+    monkeypatch.setitem(plan.PRETRAININGS, "vw2", Pretraining(("D_several",)))
     text = registration([replace(FAMILY, rows=rows, contrasts=())])
     (line,) = [line for line in text.splitlines() if line.startswith("| `x/scratch` | no pre-training")]
     assert "| no | `none` | role_embedding, " in line

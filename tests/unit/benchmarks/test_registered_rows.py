@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are not part of the package
 
 from benchmarks.experiment.gate import FINETUNE
 from benchmarks.experiment.jobs import PRETRAIN
