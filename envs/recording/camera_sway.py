@@ -7,20 +7,17 @@ To first order a small turn of a camera far away moves all of its image alike. B
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 FREQUENCY_HZ = (0.1, 0.6)
 """of the sway along each axis, lowest and highest"""
 
 
-def sway(
-    images: UInt8[np.ndarray, "L H W 3"], *, largest_px: int, hz: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def sway(images: NDArray[np.uint8], *, largest_px: int, hz: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Return the images, each moved by a whole number of pixels; what is random is the same for all of them.
 
     Args:
-        images: of one recording.
+        images: [L, H, W, 3], of one recording.
         largest_px: of the motion along each axis.
         hz: images per second.
         rng: generator of frequencies and phases.
