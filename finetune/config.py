@@ -110,6 +110,9 @@ class FinetuneAids:
 
     pose_weight: float = 0.0
     """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
+    standardize: Literal["labeled"] | None = None
+    """labeled: what pre-training's aids.standardize=batch measured on its video is measured again on the video of the
+    labeled trajectories, for codes of another domain; null: as in pre-training"""
 
     def __post_init__(self) -> None:
         if not self.pose_weight >= 0:
@@ -118,7 +121,8 @@ class FinetuneAids:
     @property
     def names(self) -> list[str]:
         """The aids that are on, with their value."""
-        return [f"pose_weight={self.pose_weight}"] if self.pose_weight else []
+        pose = [f"pose_weight={self.pose_weight}"] if self.pose_weight else []
+        return pose + ([f"standardize={self.standardize}"] if self.standardize else [])
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,11 @@ class FinetuneConfig:
             # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")
+        if self.head.bins is not None and (self.gripper_loss, self.gripper_weight) != ("l2", 1.0):
+            raise ValueError(
+                f"head.bins={self.head.bins} has no loss of its own for the gripper: leave out gripper_loss and "
+                "gripper_weight"
+            )
         if not self.head_lr_mult > 0:
             raise ValueError(f"head_lr_mult must be positive, found {self.head_lr_mult}")
         self._check_codes()
@@ -205,6 +214,8 @@ class FinetuneConfig:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
+        if self.aids.standardize is not None:
+            raise ValueError(f"aids.standardize={self.aids.standardize}: policy=scratch has no dLDM to measure")
         if active or (self.reads_codes and self.code_source != "predicted"):
             raise ValueError(
                 f"policy=scratch has no dLDM to take codes from: set acting=none (or code_source=predicted), "

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from vw2_robot.data.clips import time_base_of
@@ -14,12 +15,15 @@ from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.distributed.ranks import main_first
 from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.runs import Run
 from vw2_robot.storage.locks import lock_folder
 
 from .config import FinetuneConfig
 from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_trajectories, split_trajectories
 from .pretrained_init import PolicyInit
+
+MEASURED_WINDOWS, MEASURED_BATCH = 2048, 128
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,29 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
     # Encoded once and from images without random shift: the dLDM is frozen, so a window's codes never change.
     if init.dldm is not None:
         init.dldm.to(device, config.hardware.dtype).eval()
+        if config.aids.standardize == "labeled":
+            measure_statistics(init.dldm, train, device)
         # Unlabeled windows always need theirs, as targets.
         labeled = [train, held_out] if config.needs_codes else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
             windows.encode_codes(init.dldm, device, keep=folder)
+            if init.facts.get("codes") == "shuffled":
+                windows.shuffle_codes(seed=config.seed)
     return FinetuneDatasets(split, train, held_out, unlabeled, training.frame_cache.episodes[0].hz)
+
+
+def measure_statistics(dldm: DLDM, windows: VideoWindows, device: torch.device) -> None:
+    """Measure the dLDM's statistics on some of the windows, evenly spread; the result does not depend on the seed.
+
+    Args:
+        dldm: on the device; its statistics are replaced.
+        windows: of the labeled trajectories; no action is read.
+        device: where clips are encoded.
+    """
+    rows = np.linspace(0, len(windows) - 1, min(len(windows), MEASURED_WINDOWS)).astype(np.int64)
+    whole = rows[windows.valid[rows].all(1)]
+    clips = (windows.clips(part, device) for part in np.array_split(whole, -(-len(whole) // MEASURED_BATCH)))
+    dldm.measure_statistics(x.to(next(dldm.parameters()).dtype) for x in clips)
 
 
 def log_rates(init: PolicyInit, run: Run) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
+from vw2_robot.data.latents import shuffled
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_range
 from vw2_robot.distributed.ranks import gather, is_main, rank, world_size
@@ -262,9 +264,23 @@ class VideoWindows:
             with atomic_write(file) as temporary, temporary.open("wb") as out:
                 np.save(out, self.codes)
 
-    def _encode_batch(self, dldm: DLDM, device: torch.device, rows: slice) -> Tensor:
+    def shuffle_codes(self, *, seed: int) -> None:
+        """Give each window the codes of another one, as in a pre-training with `train_policy.codes=shuffled`."""
+        given = shuffled(len(self), seed=seed)
+        self.codes, self.valid = self.codes[given], self.valid[given]
+
+    def clips(self, rows: NDArray[np.int64], device: torch.device) -> Float[Tensor, "B T 3 H W"]:
+        """Return the frames that the codes of some windows are made of, in [-1, 1]."""
+        pixels = self.frame_cache.read_batch(self.episode[rows], self._times(rows))
+        return to_model_range(torch.from_numpy(pixels).to(device))
+
+    def _times(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
         # Past its end a trajectory stands still; codes of such steps are not valid.
-        times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
+        times: NDArray[np.int64] = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
+        return times
+
+    def _encode_batch(self, dldm: DLDM, device: torch.device, rows: slice) -> Tensor:
+        times = self._times(rows)
         span = int(self._lengths.max())
         # Windows overlap: each frame is read once, and encoded once as far as that does not depend on the window.
         layout = lay_out(self.episode[rows, None] * span + times, stride=self._stride, cache_stride=self._start_every)

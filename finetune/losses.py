@@ -2,7 +2,8 @@
 
     L = mean over valid actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)
 
-in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
+in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit;
+with `head.bins` the cross-entropy of the bins takes the place of the action loss.
 With `aids.pose_weight` the head also predicts the pose of the end effector: one camera far away hides depth from a
 policy that learns actions alone, and then it reaches for a place on the same line of sight (docs/lab_log.md).
 """
@@ -174,8 +175,13 @@ def window_losses(
     states = policy.states(prompt, batch.inputs, last_code=config.head.last_code)
     actions = torch.from_numpy(windows.actions[rows]).to(device)
     action_mask = torch.from_numpy(windows.action_mask[rows]).to(device)
-    gripper_index = windows.statistics.gripper_index
-    action = action_loss(config, head(states), actions, action_mask, gripper_index=gripper_index, count=totals.actions)
+    if head.centers is not None:
+        action = head.bin_loss(states, actions, action_mask, totals.actions)
+    else:
+        gripper_index = windows.statistics.gripper_index
+        action = action_loss(
+            config, head(states), actions, action_mask, gripper_index=gripper_index, count=totals.actions
+        )
     total = action
     zero = torch.zeros((), device=device)
     parts = {"action": action.detach(), "pose": zero, "code": zero, "accuracy": zero}

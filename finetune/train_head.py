@@ -68,7 +68,11 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
     datasets = open_datasets(config, init, run, device)
     # The policy is moved after the data are encoded, so that the dLDM alone is on the device until then.
     policy = init.policy.to(device, hardware.dtype)
-    head = build_head(config, init).to(device, hardware.dtype)
+    head = build_head(config, init)
+    if head.centers is not None:
+        train = datasets.train
+        head.fit_bins(torch.from_numpy(train.actions[train.action_mask]))
+    head = head.to(device, hardware.dtype)
     adapters = freeze(policy, config)
     trained = {"policy": policy, "head": head} | ({} if adapters is None else {"lora": adapters})
     parallel = prepare_for_hardware(config, policy, trained)
@@ -93,7 +97,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
             held_out = parallel.run(validate, config, policy, head, datasets.held_out, config.validation_windows)
             optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.aids.pose_weight > 0}
             metrics = {
-                "finetune/action_l2": losses["action"],
+                f"finetune/action_{'l2' if config.head.bins is None else 'bins'}": losses["action"],
                 **held_out.metrics("finetune/validation"),
                 "finetune/code_loss": losses["code"],
                 "finetune/accuracy": losses["accuracy"],

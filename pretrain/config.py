@@ -283,6 +283,9 @@ class TrainPolicyConfig:
     latent_steps: int | None = None
     """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
     consecutive clips, joined"""
+    codes: Literal["shuffled"] | None = None
+    """shuffled: each window gets the codes of another one, chosen at random, here and in fine-tuning: a control, whose
+    codes say nothing about their window; null: each has its codes"""
 
     def __post_init__(self) -> None:
         for name in ("image_shift_px", "image_color_jitter"):

@@ -16,6 +16,7 @@ from torch import nn
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.sharding import Parallel
 from vw2_robot.models.averaging import Average
@@ -23,6 +24,7 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
+from vw2_robot.pixels import to_model_range
 from vw2_robot.random_numbers import generator
 
 from .clips import TrainingClips, clip_sampler
@@ -32,6 +34,8 @@ from .diagnostics.explained_change import RiseMonitor
 from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
 STREAM_INIT = 20
+FITTED_BATCHES, FITTED_BATCH = 64, 64
+"""of clips, for codes that are not learned: several thousand steps for some hundred borders"""
 
 
 @dataclass
@@ -86,6 +90,17 @@ def build_dldm(config: PretrainConfig) -> DLDM:
         return DLDM(config.dldm)
 
 
+def fit_pixel_differences(dldm: DLDM, clips: ClipSampler) -> None:
+    """Measure the codes that are not learned (`dldm.fixed_codes`) on the valid steps of some training clips."""
+    assert dldm.pixel_differences is not None
+    rows = []
+    for step in range(FITTED_BATCHES):
+        batch = clips.batch(step, FITTED_BATCH)
+        edges = dldm.edges(dldm.resized(to_model_range(torch.from_numpy(batch.pixels))))
+        rows.append(dldm.pixel_differences.differences(edges)[torch.from_numpy(batch.valid)])
+    dldm.pixel_differences.fit(torch.cat(rows))
+
+
 def build_modules(
     config: PretrainConfig,
     frame_cache: FrameCache,
@@ -104,7 +119,10 @@ def build_modules(
         resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
     """
     # Built on the CPU, so that the weights do not depend on the device.
-    dldm = config.hardware.placed(build_dldm(config), device)
+    dldm = build_dldm(config)
+    if dldm.pixel_differences is not None and not resumed:
+        fit_pixel_differences(dldm, clip_sampler(config, frame_cache, train_ids, augment=False))
+    dldm = config.hardware.placed(dldm, device)
     vdm = codec = None
     learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
@@ -211,4 +229,5 @@ def save_dldm(
 
 def encoder_hash(dldm: DLDM) -> str:
     """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
+    fixed = [] if dldm.pixel_differences is None else [dldm.pixel_differences]
+    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq, *fixed)

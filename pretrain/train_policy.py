@@ -11,7 +11,7 @@ ever read. The checkpoint holds the policy and the dLDM of its codes, so it need
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import clip_offsets
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
-from vw2_robot.data.latents import LatentCache, LatentWindows, joined
+from vw2_robot.data.latents import LatentCache, LatentWindows, joined, shuffled
 from vw2_robot.devices import Hardware
 from vw2_robot.distributed.batch_share import BatchShare, shared_chunks
 from vw2_robot.distributed.ranks import global_sum
@@ -265,11 +265,21 @@ def open_datasets(config: PretrainConfig) -> PolicyDatasets:
     cache = LatentCache(folder, encoder_hash=encoder_hash(dldm), frames_digest=frame_cache.digest)
     train, held_out = (
         PolicyBatches(
-            resize_windows(config, cache.of_episodes(ids), frame_cache), frame_cache, image_px=config.policy.image_px
+            with_chosen_codes(config, resize_windows(config, cache.of_episodes(ids), frame_cache)),
+            frame_cache,
+            image_px=config.policy.image_px,
         )
         for ids in (train_ids, validation_ids)
     )
     return PolicyDatasets(train, held_out, dldm, latent_hz=cache.facts["hz"])
+
+
+def with_chosen_codes(config: PretrainConfig, windows: LatentWindows) -> LatentWindows:
+    """Return the windows with the codes that `train_policy.codes` names; where a window ends goes with its codes."""
+    if config.train_policy.codes is None:
+        return windows
+    given = shuffled(len(windows), seed=config.seed)
+    return replace(windows, codes=windows.codes[given], valid=windows.valid[given])
 
 
 def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
@@ -334,6 +344,7 @@ def save(
             "latent_hz": datasets.latent_hz,
             "time_base": config.data.time_base,
             "aids": config.aids.names,
+            "codes": config.train_policy.codes,
             "pretraining": {
                 "frames_digest": datasets.train.frame_cache.digest,
                 "windows": len(datasets.train.windows),

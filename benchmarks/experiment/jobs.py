@@ -17,6 +17,7 @@ from .plan import (
     FIRST_SEED,
     ON_ORIGINAL_ASSETS,
     PRETRAININGS,
+    RENDERED_FROM,
     STARTS_SEED,
     Family,
     Row,
@@ -83,19 +84,22 @@ class Jobs:
 
     def _add_recording(self, name: str) -> str:
         out = f"out={self._out / 'record' / name}"
-        arguments = (f"+experiment=record/{name}", *self._simulator(name), "workers=2", out)
-        return self._add(Job(f"record/{name}", RECORD, arguments, exclusive=True))
+        states = [self._add_recording(RENDERED_FROM[name])] if name in RENDERED_FROM else []
+        shown = [f"env.data={self._out / recorded}" for recorded in states]
+        arguments = (f"+experiment=record/{name}", *shown, *self._simulator(name), "workers=2", out)
+        return self._add(Job(f"record/{name}", RECORD, arguments, tuple(states), exclusive=True))
 
-    def _add_frames(self, video: str) -> str:
+    def _add_frames(self, video: tuple[str, ...]) -> str:
         """Add the cache of decoded frames that all pre-trainings on a video share."""
-        recorded = self._add_recording(video)
+        recorded = tuple(self._add_recording(name) for name in video)
         # Whichever families are run, the first pre-training of the plan decodes.
         first = next(name for name, pretraining in PRETRAININGS.items() if pretraining.video == video)
+        name = f"frames/{'_and_'.join(video)}"
         arguments = (
-            f"+experiment=pretrain/{first}", "stages=[]", f"data.path={self._out / recorded}",
-            f"run_dir={self._out / 'frames' / video}",
+            f"+experiment=pretrain/{first}", "stages=[]",
+            f"data.path=[{','.join(str(self._out / one) for one in recorded)}]", f"run_dir={self._out / name}",
         )  # fmt: skip
-        return self._add(Job(f"frames/{video}", PRETRAIN, arguments, (recorded,)))
+        return self._add(Job(name, PRETRAIN, arguments, recorded))
 
     def _add_pretraining(self, name: str, seed: int) -> str:
         frames = self._add_frames(PRETRAININGS[name].video)
@@ -105,12 +109,14 @@ class Jobs:
             "hardware.threads=1", f"run_dir={self._out / place}",
         )  # fmt: skip
         self._add(Job(place, PRETRAIN, arguments, (frames,)))
-        # Every dLDM is probed, not those alone that a gate asks: the quality of codes is compared with gains.
+        if PRETRAININGS[name].probe is None:
+            return place
+        # Not those alone that a gate asks: the quality of learned codes is compared with gains.
         probe = self._add_recording(PRETRAININGS[name].probe)
         probing = (
-            "+experiment=probe_latents/codes", f"dldm={self._out / place / 'dldm'}", f"labeled=[{self._out / probe}]",
-            f"frame_cache={self._out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
-            f"out={self._out / 'probe' / name / f'seed_{seed}'}",
+            "+experiment=probe_latents/registered", f"dldm={self._out / place / 'dldm'}",
+            f"labeled=[{self._out / probe}]", f"frame_cache={self._out / 'probe_frames'}", f"seed={seed}",
+            "hardware.threads=1", f"out={self._out / 'probe' / name / f'seed_{seed}'}",
         )  # fmt: skip
         self._add(Job(f"probe/{name}/seed_{seed}", PROBE_LATENTS, probing, (place, probe)))
         return place
@@ -122,7 +128,7 @@ class Jobs:
         arguments = (
             "--report", str(self._out / probe), "--policy", str(self._out / before),
             "--experiment", finetune_experiment(family, row),
-            *(() if pretraining.is_probe_seen else ("--unseen", pretraining.probe)),
+            *(() if pretraining.is_probe_seen else ("--unseen", str(pretraining.probe))),
         )  # fmt: skip
         return self._add(Job(f"gate/{place}", GATE, arguments, (probe, before)))
 

@@ -36,6 +36,23 @@ ORIGINAL, ORIGINAL_PROBE = "D_original", "probe_original"
 """recordings, files of configs/experiment/record; the probes train nothing but a regression"""
 ON_ORIGINAL_ASSETS = (ORIGINAL, ORIGINAL_PROBE)
 """recorded with the original CALVIN assets, which are not part of this repository"""
+OTHER_SCENES = "ABC_several"
+RENDERED_FROM = {OTHER_ROBOTS: OTHER_SCENES}
+"""recordings that show the states of others again: other robots do the same tasks, at tables that have no labels"""
+
+
+RECORDING_MINUTES: dict[str, float | None] = {
+    IN_DOMAIN: 85,
+    PROBE: 31,
+    OTHER_SCENES: 85,
+    OTHER_ROBOTS: 120,
+    ORIGINAL: 180,
+    ORIGINAL_PROBE: 45,
+    "ABC_looks": 180,
+    "other_robots": 120,
+    "D_nuisance": 180,
+}
+"""core-minutes of the recordings with their frame caches, see docs/experiment.md; None: not known yet"""
 
 
 class Paper(NamedTuple):
@@ -50,14 +67,14 @@ class Paper(NamedTuple):
 class Pretraining:
     """A latent pre-training, by configs/experiment/pretrain/NAME.yaml; rows share it."""
 
-    video: str
+    video: tuple[str, ...]
     """recordings it is trained on"""
-    probe: str = PROBE
-    """recordings on which its codes are judged"""
+    probe: str | None = PROBE
+    """recordings on which its codes are judged; None for codes that are not learned, or not those of their windows"""
     is_probe_seen: bool = True
     """they show the robot and the scenes of its video; the gate asks less of others"""
     core_minutes: float | None = None
-    """of one seed, with its probe; None: not measured yet"""
+    """of one seed, with its probe; None: not known yet"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ class Row:
     is_gated: bool = False
     """a seed is fine-tuned only where its codes are read and it acts by them (`gate`)"""
     core_minutes: float | None = None
-    """of fine-tuning and rollouts of one seed; None: not measured yet"""
+    """of fine-tuning and rollouts of one seed; None: not known yet"""
     paper: Paper | None = None
 
 
@@ -97,23 +114,25 @@ class Family:
 
 
 PRETRAININGS = {
-    "in_domain_vw2": Pretraining(IN_DOMAIN),
-    "in_domain_videoworld": Pretraining(IN_DOMAIN),
-    "in_domain_lapa": Pretraining(IN_DOMAIN),
-    "codes_shuffled": Pretraining(IN_DOMAIN),
-    "codes_untrained": Pretraining(IN_DOMAIN),
-    "codes_pixels": Pretraining(IN_DOMAIN),
-    "other_robots_vw2": Pretraining(OTHER_ROBOTS, is_probe_seen=False),
-    "other_robots_lapa": Pretraining(OTHER_ROBOTS, is_probe_seen=False),
-    **{f"codes_{count}": Pretraining(IN_DOMAIN) for count in (1, 2, 4, 8)},
-    **{f"frames_{count}": Pretraining(IN_DOMAIN) for count in (5, 9, 17)},
-    "original_vw2": Pretraining(ORIGINAL, ORIGINAL_PROBE),
-    "other_scenes_vw2": Pretraining("ABC_several", is_probe_seen=False),
-    "sampled_appearance_vw2": Pretraining("ABC_looks", is_probe_seen=False),
-    "other_tasks_vw2": Pretraining("other_robots", is_probe_seen=False),
-    "nuisance_videoworld": Pretraining("D_nuisance"),
-    "nuisance_vw2": Pretraining("D_nuisance"),
-    "joint_vw2": Pretraining("D_and_other_robots"),
+    "in_domain_vw2": Pretraining((IN_DOMAIN,), core_minutes=29),
+    "in_domain_videoworld": Pretraining((IN_DOMAIN,), core_minutes=21),
+    "in_domain_lapa": Pretraining((IN_DOMAIN,), core_minutes=18),
+    "codes_shuffled": Pretraining((IN_DOMAIN,), probe=None, core_minutes=25),
+    "codes_untrained": Pretraining((IN_DOMAIN,), probe=None, core_minutes=7),
+    "codes_pixels": Pretraining((IN_DOMAIN,), probe=None, core_minutes=6),
+    "other_robots_vw2": Pretraining((OTHER_ROBOTS,), is_probe_seen=False, core_minutes=29),
+    "other_robots_lapa": Pretraining((OTHER_ROBOTS,), is_probe_seen=False, core_minutes=18),
+    # Four codes and nine frames are those of in_domain_vw2.
+    **{f"codes_{count}": Pretraining((IN_DOMAIN,), core_minutes=29) for count in (1, 2, 8)},
+    "frames_5": Pretraining((IN_DOMAIN,), core_minutes=21),
+    "frames_17": Pretraining((IN_DOMAIN,), core_minutes=41),
+    "original_vw2": Pretraining((ORIGINAL,), ORIGINAL_PROBE, core_minutes=29),
+    "other_scenes_vw2": Pretraining((OTHER_SCENES,), is_probe_seen=False, core_minutes=29),
+    "sampled_appearance_vw2": Pretraining(("ABC_looks",), is_probe_seen=False, core_minutes=29),
+    "other_tasks_vw2": Pretraining(("other_robots",), is_probe_seen=False, core_minutes=29),
+    "nuisance_videoworld": Pretraining(("D_nuisance",), core_minutes=21),
+    "nuisance_vw2": Pretraining(("D_nuisance",), core_minutes=29),
+    "joint_vw2": Pretraining((IN_DOMAIN, OTHER_ROBOTS), core_minutes=29),
 }
 FAMILIES = (
     Family(
@@ -121,11 +140,18 @@ FAMILIES = (
         "In-domain video, 10 % of the labels",
         0.1,
         (
-            Row("scratch", "no pre-training", 8, paper=Paper(50.5, 0.0, 1.11)),
-            Row("lapa_bins", "LAPA, cross-entropy on action bins", 8, "in_domain_lapa", paper=Paper(74.4, 2.3, 1.49)),
-            Row("lapa", "LAPA, our head", 8, "in_domain_lapa"),
-            Row("videoworld", "VideoWorld: pixel decoder, no video model", 12, "in_domain_videoworld"),
-            Row("vw2", "vw2", 12, "in_domain_vw2", is_gated=True, paper=Paper(75.8, 9.7, 1.87)),
+            Row("scratch", "no pre-training", 8, core_minutes=22, paper=Paper(50.5, 0.0, 1.11)),
+            Row(
+                "lapa_bins",
+                "LAPA, cross-entropy on action bins",
+                8,
+                "in_domain_lapa",
+                core_minutes=20,
+                paper=Paper(74.4, 2.3, 1.49),
+            ),
+            Row("lapa", "LAPA, our head", 8, "in_domain_lapa", core_minutes=20),
+            Row("videoworld", "VideoWorld: pixel decoder, no video model", 12, "in_domain_videoworld", core_minutes=20),
+            Row("vw2", "vw2", 12, "in_domain_vw2", is_gated=True, core_minutes=20, paper=Paper(75.8, 9.7, 1.87)),
         ),
         (("a/vw2", "a/scratch"), ("a/vw2", "a/lapa_bins"), ("a/vw2", "a/lapa"), ("a/vw2", "a/videoworld")),
     ),
@@ -134,10 +160,10 @@ FAMILIES = (
         "Controls, 10 % of the labels",
         0.1,
         (
-            Row("shuffled", "codes shuffled across windows", 6, "codes_shuffled"),
-            Row("untrained", "codes of an untrained encoder", 6, "codes_untrained"),
-            Row("pixels", "quantized pixel differences", 6, "codes_pixels"),
-            Row("without_tokens", "vw2, acting without tokens", 6, "in_domain_vw2"),
+            Row("shuffled", "codes shuffled across windows", 6, "codes_shuffled", core_minutes=20),
+            Row("untrained", "codes of an untrained encoder", 6, "codes_untrained", core_minutes=20),
+            Row("pixels", "quantized pixel differences", 6, "codes_pixels", core_minutes=20),
+            Row("without_tokens", "vw2, acting without tokens", 6, "in_domain_vw2", core_minutes=20),
         ),
         (("a/vw2", "b/shuffled"), ("a/vw2", "b/untrained"), ("a/vw2", "b/pixels"), ("a/vw2", "b/without_tokens")),
     ),
@@ -146,15 +172,15 @@ FAMILIES = (
         "Other robots' video, all labels",
         1.0,
         (
-            Row("scratch", "no pre-training", 8, paper=Paper(80.9, 24.6, 2.36)),
-            Row("lapa", "LAPA", 8, "other_robots_lapa", paper=Paper(84.0, 27.0, 2.51)),
-            Row("vw2", "vw2", 8, "other_robots_vw2", is_gated=True, paper=Paper(88.5, 30.9, 2.88)),
+            Row("scratch", "no pre-training", 8, core_minutes=21, paper=Paper(80.9, 24.6, 2.36)),
+            Row("lapa", "LAPA", 8, "other_robots_lapa", core_minutes=21, paper=Paper(84.0, 27.0, 2.51)),
+            Row("vw2", "vw2", 8, "other_robots_vw2", is_gated=True, core_minutes=24, paper=Paper(88.5, 30.9, 2.88)),
         ),
         (("c/vw2", "c/scratch"), ("c/vw2", "c/lapa")),
     ),
     Family(
         "d",
-        "Codes a step and frames a clip, 10 % of the labels",
+        "Codes a step and frames a clip, 10 % of the labels; N = 4 and T = 9 are `a/vw2`",
         0.1,
         (
             *(
@@ -164,19 +190,26 @@ FAMILIES = (
                     3,
                     f"codes_{count}",
                     True,
+                    core_minutes=20,
                     paper=Paper(None, None, length),
                 )
-                for count, length in ((1, 1.53), (2, 1.64), (4, 1.87), (8, 1.88))
+                for count, length in ((1, 1.53), (2, 1.64), (8, 1.88))
             ),
-            *(Row(f"frames_{count}", f"T = {count} frames a clip", 3, f"frames_{count}", True) for count in (5, 9, 17)),
+            *(
+                Row(f"frames_{count}", f"T = {count} frames a clip", 3, f"frames_{count}", True, core_minutes=20)
+                for count in (5, 17)
+            ),
         ),
-        (("d/codes_4", "d/codes_1"), ("d/frames_17", "d/frames_5")),
+        (("a/vw2", "d/codes_1"), ("d/frames_17", "d/frames_5")),
     ),
     Family(
         "e",
         "Original CALVIN assets, 10 % of the labels",
         0.1,
-        (Row("scratch", "no pre-training", 3), Row("vw2", "vw2", 3, "original_vw2", is_gated=True)),
+        (
+            Row("scratch", "no pre-training", 3, core_minutes=45),
+            Row("vw2", "vw2", 3, "original_vw2", is_gated=True, core_minutes=40),
+        ),
         (("e/vw2", "e/scratch"),),
         recordings=ORIGINAL,
         like="original_vw2",
@@ -186,12 +219,18 @@ FAMILIES = (
         "As far as the budget goes, 10 % of the labels",
         0.1,
         (
-            Row("other_scenes", "same robot, other scenes", 3, "other_scenes_vw2", True),
-            Row("appearance", "same robot, everything sampled", 3, "sampled_appearance_vw2", True),
-            Row("other_tasks", "other robots, other tasks", 3, "other_tasks_vw2", True),
-            Row("nuisance_videoworld", "VideoWorld, textures, light, camera sway", 3, "nuisance_videoworld"),
-            Row("nuisance_vw2", "vw2, textures, light, camera sway", 3, "nuisance_vw2", True),
-            Row("joint", "vw2, joint training on both robots' video", 3, "joint_vw2", True),
+            Row("other_scenes", "same robot, other scenes", 3, "other_scenes_vw2", True, core_minutes=20),
+            Row("appearance", "same robot, everything sampled", 3, "sampled_appearance_vw2", True, core_minutes=20),
+            Row("other_tasks", "other robots, other tasks", 3, "other_tasks_vw2", True, core_minutes=20),
+            Row(
+                "nuisance_videoworld",
+                "VideoWorld, textures, light, camera sway",
+                3,
+                "nuisance_videoworld",
+                core_minutes=20,
+            ),
+            Row("nuisance_vw2", "vw2, textures, light, camera sway", 3, "nuisance_vw2", True, core_minutes=20),
+            Row("joint", "vw2, joint training on both robots' video", 3, "joint_vw2", True, core_minutes=20),
         ),
         (("f/nuisance_vw2", "f/nuisance_videoworld"),),
     ),
@@ -220,16 +259,32 @@ def finetune_experiment(family: Family, row: Row) -> str:
 
 
 class Cost(NamedTuple):
-    """Core-minutes of a row, of all its seeds: fine-tuning with rollouts, and pre-trainings that no earlier row has."""
+    """Core-minutes of a row, of all its seeds: recordings and pre-trainings that no earlier row has, then the rest.
+
+    None where it is not known.
+    """
 
     row: str
-    tuning: float | None
+    recording: float | None
     pretraining: float | None
+    tuning: float | None
+    """fine-tuning and rollouts"""
+
+    @property
+    def total(self) -> float | None:
+        """All of it."""
+        return _sum(self.recording, self.pretraining, self.tuning)
+
+
+def _sum(*minutes: float | None) -> float | None:
+    known = [one for one in minutes if one is not None]
+    return sum(known) if len(known) == len(minutes) else None
 
 
 def costs(families: Sequence[Family]) -> list[Cost]:
-    """Return the cost of each row, in the order in which they are run; None where it is not measured."""
+    """Return the cost of each row, in the order in which they are run; None where it is not known."""
     begun: dict[str, int] = {}
+    recorded: set[str] = set()
     found = []
     for row_id, (family, row) in rows_by_id(families).items():
         needed: float | None = 0.0
@@ -240,7 +295,11 @@ def costs(families: Sequence[Family]) -> list[Cost]:
         if new:
             minutes = PRETRAININGS[name].core_minutes
             needed = None if minutes is None else new * minutes
-        found.append(Cost(row_id, None if row.core_minutes is None else row.seeds * row.core_minutes, needed))
+        recordings = set(recordings_of(family, name))
+        recording = _sum(*(RECORDING_MINUTES[one] for one in recordings - recorded))
+        recorded |= recordings
+        tuning = None if row.core_minutes is None else row.seeds * row.core_minutes
+        found.append(Cost(row_id, recording, needed, tuning))
     return found
 
 
@@ -259,19 +318,26 @@ def problems(families: Sequence[Family]) -> Iterator[str]:
         for pair in family.contrasts:
             yield from (f"contrast {' - '.join(pair)}: no row {one}" for one in pair if one not in known)
     for cost in costs(families):
-        if cost.tuning is None or cost.pretraining is None:
-            yield f"the core-minutes of {cost.row} are not measured"
+        if cost.total is None:
+            yield f"the core-minutes of {cost.row} are not known"
 
 
 def files_of(family: Family) -> list[str]:
     """Return the files of configs/experiment that a family takes, without their suffix."""
     names = {row.pretraining or family.like: None for row in family.rows}
-    judged = [recordings for name in names for recordings in (PRETRAININGS[name].video, PRETRAININGS[name].probe)]
+    needed = [recordings for name in names for recordings in recordings_of(family, name)]
     return [
-        *(f"record/{name}" for name in dict.fromkeys([family.recordings, *judged])),
+        *(f"record/{name}" for name in dict.fromkeys(needed)),
         *(f"pretrain/{name}" for name in names),
         *(finetune_experiment(family, row) for row in family.rows),
     ]
+
+
+def recordings_of(family: Family, pretraining: str) -> list[str]:
+    """Return the recordings that a row of a family with this pre-training needs."""
+    chosen = PRETRAININGS[pretraining]
+    needed = [family.recordings, *chosen.video, *([] if chosen.probe is None else [chosen.probe])]
+    return [*needed, *(RENDERED_FROM[name] for name in needed if name in RENDERED_FROM)]
 
 
 def experiment_file(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ def rows_table(family: Family) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def planned_settings(program: str, experiment: str) -> dict[str, Any] | None:
+@functools.cache
+def planned_settings(program: str, experiment: str) -> Mapping[str, Any] | None:
     """Return the settings that a file of configs/experiment has today; None where there is no such file."""
     if not experiment_file(experiment).is_file():
         return None
@@ -121,13 +123,16 @@ def power_table() -> Iterator[str]:
 
 def cost_table(families: Sequence[Family]) -> Iterator[str]:
     """Yield a table of the core-hours of each row, in the order in which they are run, and of all rows up to it."""
-    yield f"| row | seeds | new pre-trainings | fine-tuning and rollouts | up to here, of {BUDGET_HOURS:g} hours |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| row | seeds | new recordings | new pre-trainings | fine-tuning and rollouts "
+        f"| up to here, of {BUDGET_HOURS:g} hours |"
+    )
+    yield "|---|---|---|---|---|---|"
     rows = rows_by_id(families)
     total: float | None = 0.0
     for cost in costs(families):
-        parts = (cost.pretraining, cost.tuning)
-        total = None if total is None or None in parts else total + sum(part or 0.0 for part in parts)
+        parts = (cost.recording, cost.pretraining, cost.tuning)
+        total = None if total is None or cost.total is None else total + cost.total
         row = rows[cost.row][1]
         cells = [UNKNOWN if minutes is None else f"{minutes / 60:.1f}" for minutes in (*parts, total)]
         yield f"| `{cost.row}` | {seeds_text(row)} | {' | '.join(cells)} |"

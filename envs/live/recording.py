@@ -56,7 +56,9 @@ def write_recording(
         }
         for key, value in row.items():
             rows.setdefault(key, []).append(value)
-    environment = environment_yaml(cameras=("static",), **world)
+    environment = environment_yaml(
+        cameras=("static",), scene=world["scene"], renderer=world["renderer"], assets=world["assets"]
+    )
     output = CalvinOutput(out, compress_level=1, spacing=FRAMES_RESERVED, environment=environment)
     labels = (Label(*label, 0, len(actions) - 1),)
     arrays = {key: np.stack(value) for key, value in rows.items()}

@@ -97,6 +97,8 @@ class RecordConfig:
     """sampled: textures, colors and light are random for each recording, blocks stay red, blue and pink; with the
     built-in assets, without wrist camera and depth
     """
+    camera_sway: int = 0
+    """pixels, of 200, by which the static camera's image sways at most, differently in each recording; 0: it stands"""
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -108,7 +110,7 @@ class RecordConfig:
         """Reject what cannot work."""
         # Smallest value of each; 0 for those that are not listed.
         least = {"episodes": 1, "seed": 0, "workers": 1, "max_steps": 1, "play": 1, "max_window": 1}
-        for name in (*least, "validation_episodes", "tail_steps"):
+        for name in (*least, "validation_episodes", "tail_steps", "camera_sway"):
             value = getattr(self, name)
             low = least.get(name, 0)
             if value is not None and value < low:
@@ -147,12 +149,14 @@ class RecordConfig:
             (self.play, self.max_window, self.failed_attempts) != (1, None, 0)
             or (self.perturbations and self.world != "metaworld")
             or (self.ways, self.near_starts, self.random_starts) != ("single", 0, 0)
-            or (self.appearance, self.policy) != ("scene", None)
+            or (self.appearance, self.camera_sway, self.policy) != ("scene", 0, None)
         ):
             raise ValueError(
                 f"env={self.world} has no play, max_window{'' if self.world == 'metaworld' else ', perturbations'},"
-                " failed_attempts, ways, near_starts, random_starts, appearance or policy; leave them out"
+                " failed_attempts, ways, near_starts, random_starts, appearance, camera_sway or policy; leave them out"
             )
+        if self.camera_sway and self.depth:
+            raise ValueError(f"camera_sway={self.camera_sway} moves images and no depth; leave out depth=true")
         if self.appearance == "sampled":
             self._check_sampled_appearance()
 
@@ -193,7 +197,9 @@ class RecordConfig:
             Path(self.out),
             compress_level=self.compress_level,
             spacing=self.spacing,
-            environment=environment_yaml(cameras=cameras, appearance=self.appearance, **self.calvin()),
+            environment=environment_yaml(
+                cameras=cameras, appearance=self.appearance, camera_sway=self.camera_sway, **self.calvin()
+            ),
         )
 
     def _open_metaworld_output(self) -> Output:

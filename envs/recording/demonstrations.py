@@ -48,6 +48,7 @@ from ..instructions import load_instructions
 from ..oracle import TaskOracle
 from ..rerendering.appearance import sample_scene_appearance
 from ..rerendering.rendering import render_video
+from .camera_sway import sway
 from .takeovers import Takeovers
 
 RecordedAppearance = Literal["scene", "sampled"]
@@ -99,6 +100,8 @@ class Recorder:
     """The policy that begins some of the tasks; each label states whether the expert took over from it."""
     appearance: RecordedAppearance = "scene"
     """"sampled": textures, colors and light are random, the same throughout a recording; only for static images."""
+    camera_sway: int = 0
+    """Pixels by which the static image sways at most, see `sway`."""
 
     def record(
         self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
@@ -130,6 +133,11 @@ class Recorder:
                     images = self._render(env, start, attempt)
                 else:
                     images = _render_sampled(env.scene_name, states, seed)
+                if self.camera_sway:
+                    rng = np.random.default_rng([*seed, MAX_ATTEMPTS + 1])  # beside the attempts' and the appearance's
+                    images["rgb_static"] = sway(
+                        images["rgb_static"], largest_px=self.camera_sway, hz=CONTROL_HZ, rng=rng
+                    )
                 arrays = {**images, **states}
                 return RecordedDemonstration(env.scene_name, tuple(attempt.labels), arrays, tuple(failed))
             failed.append(unsolved)

@@ -37,7 +37,13 @@ FLANGE_LINK = 7
 
 
 def environment_yaml(
-    *, scene: str, cameras: tuple[str, ...], renderer: str, assets: str, appearance: str = "scene"
+    *,
+    scene: str,
+    cameras: tuple[str, ...],
+    renderer: str,
+    assets: str,
+    appearance: str = "scene",
+    camera_sway: int = 0,
 ) -> str:
     """Return the text of `merged_config.yaml`.
 
@@ -47,6 +53,7 @@ def environment_yaml(
         renderer: name of the renderer.
         assets: "builtin" or the assets directory.
         appearance: "scene", or "sampled" where the images show other textures, colors and light.
+        camera_sway: pixels by which the static image sways at most.
     """
     # ${...} are references between sections, which the reader resolves.
     tree = {
@@ -78,8 +85,9 @@ def environment_yaml(
             "assets": assets,
             "renderer": renderer,
             "renderer_version": RENDERER_VERSIONS[renderer],
-            # Left out where it is the scene's, so that these recordings are described as those of earlier releases.
+            # Left out where they are as usual, so that these recordings are described as those of earlier releases.
             **({} if appearance == "scene" else {"appearance": appearance}),
+            **({"camera_sway": camera_sway} if camera_sway else {}),
         },
     }
     return OmegaConf.to_yaml(OmegaConf.create(tree))

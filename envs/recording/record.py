@@ -52,6 +52,7 @@ LATER = {
     "near_starts": 0.0,
     "random_starts": 0.0,
     "appearance": "scene",
+    "camera_sway": 0,
     "policy_share": 0.5,
     "policy_steps": [8, 96],
 }

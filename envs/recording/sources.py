@@ -64,6 +64,7 @@ class CalvinDemonstrations:
             near_starts=config.near_starts,
             takeovers=None if policy is None else Takeovers(policy, config.policy_share, config.policy_steps),
             appearance=config.appearance,
+            camera_sway=config.camera_sway,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:

@@ -26,6 +26,7 @@ from vw2_robot.storage.arrays import read_arrays, write_arrays
 from vw2_robot.storage.files import read_json, sha256_of, write_json
 
 FORMAT_VERSION = 1
+STREAM_SHUFFLE = 43
 _CURE = "delete its folder and run vw2-extract-latents again"
 _KINDS = {"episode": ("i", 1), "start": ("i", 1), "codes": ("u", 3), "valid": ("b", 2)}
 """array -> kind of its dtype and number of axes"""
@@ -78,6 +79,19 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int
         np.concatenate(codes, 1)[:, :latent_steps],
         np.concatenate(valid, 1)[:, :latent_steps],
     )
+
+
+def shuffled(count: int, *, seed: int) -> NDArray[np.int64]:
+    """Return for each of `count` windows the one whose codes it gets; each gives its codes once, none keeps them.
+
+    Args:
+        count: of windows.
+        seed: of the order.
+    """
+    order = np.random.default_rng([seed, STREAM_SHUFFLE]).permutation(count)
+    given = np.empty(count, np.int64)
+    given[order] = np.roll(order, 1)  # each one's is the next in a random circle
+    return given
 
 
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:

@@ -77,6 +77,20 @@ def test_seeds_begin_where_tuning_ended_and_their_chains_do_not_overlap(tmp_path
     assert plan.label_fraction_of(plan.experiment_file("finetune/vw2_10")) == 0.1
 
 
+def test_recordings_that_show_others_again_and_video_of_two_robots_need_their_parts(tmp_path):
+    jobs = {job.name: job for job in Jobs(tmp_path, FAMILIES, assets=tmp_path).all()}
+    again = jobs["record/other_robots_same_tasks"]
+    assert again.needs == ("record/ABC_several",)
+    assert f"env.data={tmp_path / 'record/ABC_several'}" in again.arguments
+    both = jobs["frames/D_several_and_other_robots_same_tasks"]
+    assert both.needs == ("record/D_several", "record/other_robots_same_tasks")
+    paths = ",".join(str(tmp_path / need) for need in both.needs)
+    assert f"data.path=[{paths}]" in both.arguments
+    assert "pretrain/codes_shuffled/seed_100" in jobs
+    assert "probe/codes_shuffled/seed_100" not in jobs
+    assert "record/ABC_several" in plan.files_of(FAMILIES[2])
+
+
 def test_a_gated_row_waits_for_its_gate_and_asks_less_of_a_scene_it_has_not_seen(tmp_path):
     jobs = {job.name: job for job in Jobs(tmp_path, FAMILIES[:3]).all()}
     assert "gate/a/vw2/seed_103" in jobs["finetune/a/vw2/seed_103"].needs
@@ -91,13 +105,16 @@ def test_a_gated_row_waits_for_its_gate_and_asks_less_of_a_scene_it_has_not_seen
 
 
 def test_the_cost_of_a_pretraining_is_paid_once_for_each_seed(monkeypatch):
-    monkeypatch.setitem(plan.PRETRAININGS, "in_domain_vw2", Pretraining("D", core_minutes=60))
+    monkeypatch.setitem(plan.PRETRAININGS, "in_domain_vw2", Pretraining(("D_several",), core_minutes=60))
+    for name, minutes in (("D_several", 90.0), ("probe", 6.0)):
+        monkeypatch.setitem(plan.RECORDING_MINUTES, name, minutes)
     rows = tuple(replace(row, core_minutes=10) for row in FAMILY.rows)
     found = costs([replace(FAMILY, rows=rows)])
-    # `scratch` takes its sizes from three of them, `vw2` needs a fourth.
-    assert [(cost.tuning, cost.pretraining) for cost in found] == [(30, 180), (40, 60), (20, 0)]
+    # `scratch` takes its sizes from three of them, `vw2` needs a fourth; what is recorded first counts once.
+    assert [cost[1:] for cost in found] == [(96, 180, 30), (0, 60, 40), (0, 0, 20)]
     text = registration([replace(FAMILY, rows=rows)])
-    assert "| `x/later` | 100 to 101 | 0.0 | 0.3 | 5.5 |" in text
+    assert "| `x/scratch` | 100 to 102 | 1.6 | 3.0 | 0.5 | 5.1 |" in text
+    assert "| `x/later` | 100 to 101 | 0.0 | 0.0 | 0.3 | 7.1 |" in text
     assert "| `x/vw2` | vw2 | `pretrain/in_domain_vw2` | `finetune/x_vw2` | 4 | yes | not known | not known |" in text
     assert "| x | `x/vw2` − `x/scratch` | 3 | 6.3 | 0.10 / 0.05 |" in text
     assert "- configs/experiment/finetune/x_vw2.yaml is missing" in text
@@ -114,13 +131,13 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert "configs/experiment/record/D_several.yaml is missing" in found
     assert "x_scratch.yaml has label_fraction=1.0, the plan 0.1" in found
     assert "contrast x/vw2 - a/none: no row a/none" in found
-    assert "the core-minutes of x/scratch are not measured" in found
+    assert "the core-minutes of x/scratch are not known" in found
 
 
 def test_a_plan_with_its_files_shows_how_rows_act_and_their_aids(monkeypatch):
     monkeypatch.setattr("benchmarks.experiment.registration.finetune_experiment", lambda *_: "finetune/vw2_10")
     rows = (replace(FAMILY.rows[0], pretraining="vw2"),)
-    monkeypatch.setitem(plan.PRETRAININGS, "vw2", Pretraining("D"))
+    monkeypatch.setitem(plan.PRETRAININGS, "vw2", Pretraining(("D_several",)))
     text = registration([replace(FAMILY, rows=rows, contrasts=())])
     (line,) = [line for line in text.splitlines() if line.startswith("| `x/scratch` | no pre-training")]
     assert "| no | `none` | role_embedding, " in line
@@ -130,7 +147,7 @@ def test_a_plan_with_its_files_shows_how_rows_act_and_their_aids(monkeypatch):
 def test_only_a_complete_and_registered_plan_is_run(tmp_path, monkeypatch):
     page = tmp_path / "experiment.md"
     with pytest.raises(SystemExit, match="the plan is not ready:\n    configs/experiment/"):
-        program.check_registered(FAMILIES, page)
+        program.check_registered([FAMILY], page)
     monkeypatch.setattr(program, "problems", lambda families: iter(()))
     with pytest.raises(SystemExit, match="has no part to generate"):
         program.check_registered(FAMILIES, page)
@@ -296,7 +313,7 @@ def test_the_blinded_estimate_shows_no_difference():
     assert program.blinded(solved({"vw2": trained}), FAMILY) == "family x: one row alone has no differences"
 
 
-def test_the_commands_of_the_queue_and_the_page(tmp_path, page, capsys):
+def test_the_commands_of_the_queue_and_the_page(tmp_path, page, capsys, monkeypatch):
     (tmp_path / "jobs").mkdir()
     out = ["--out", str(tmp_path)]
     program.main(["pause", *out])
@@ -309,7 +326,8 @@ def test_the_commands_of_the_queue_and_the_page(tmp_path, page, capsys):
     program.main(["resume", *out])
     program.main(["blinded", *out, "--families", "a"])
     assert "family a: its rows have 0 seeds in common, 4 are needed" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"configs/experiment/finetune/b_pixels\.yaml is missing"):
+    monkeypatch.setattr(program, "problems", lambda families: (f"{family.letter} is missing" for family in families))
+    with pytest.raises(SystemExit, match=r"^b is missing$"):
         program.main(["missing", "--families", "b"])
     with pytest.raises(SystemExit, match="the plan is not ready"):
         program.main(["run", *out])

@@ -6,6 +6,7 @@ from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.sources.object_arrays import load_object
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
+from vw2_robot.finetune.datasets import measure_statistics
 from vw2_robot.finetune.labeled_windows import (
     LabeledWindows,
     cache_trajectories,
@@ -15,6 +16,17 @@ from vw2_robot.finetune.labeled_windows import (
 )
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
+
+DLDM_TINY = DLDMConfig(
+    num_frames=5,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
+    z_channels=8,
+)
 
 
 def opened(root):
@@ -54,6 +66,35 @@ def test_every_time_step_but_the_last_starts_a_window(write_calvin):
     assert windows.episode.tolist() == [1] * 6 + [3] * 6
     assert windows.start.tolist() == [0, 1, 2, 3, 4, 5] * 2
     assert windows.instructions(np.array([0, 11])) == ["do 1", "do 3"]
+
+
+def test_shuffled_codes_are_those_of_other_windows_with_the_ends_that_belong_to_them(write_calvin):
+    windows = windows_of(write_calvin())
+    windows.codes = np.arange(12).reshape(12, 1, 1)
+    valid = windows.valid.copy()
+    windows.shuffle_codes(seed=3)
+    given = windows.codes[:, 0, 0]
+    assert sorted(given) == list(range(12))
+    assert (given != np.arange(12)).all()
+    np.testing.assert_array_equal(windows.valid, valid[given])
+    again = windows_of(windows.frame_cache.path.parent)
+    again.codes = np.arange(12).reshape(12, 1, 1)
+    again.shuffle_codes(seed=4)
+    assert (again.codes[:, 0, 0] != given).any()
+
+
+def test_clips_are_what_codes_are_made_of_and_their_statistics_can_be_measured(write_calvin):
+    windows = windows_of(write_calvin())
+    clips = windows.clips(np.array([0, 5]), torch.device("cpu"))
+    assert clips.shape == (2, 5, 3, 8, 8)
+    green = ((clips[:, :, 1, 0, 0] + 1) * 127.5).round().int()
+    assert green.tolist() == [[0, 10, 20, 30, 40], [50, 60, 60, 60, 60]]  # the second runs past the end
+    dldm = DLDM(DLDM_TINY).eval()
+    measure_statistics(dldm, windows, torch.device("cpu"))
+    whole = windows.clips(np.flatnonzero(windows.valid.all(1)), torch.device("cpu"))
+    with torch.no_grad():
+        spread = dldm.pre_quant(dldm.qformer(dldm.features(whole))).flatten(2).flatten(0, 1)
+    torch.testing.assert_close(spread.mean(0), torch.zeros(16), atol=1e-3, rtol=0)
 
 
 def test_poses_are_those_of_the_images_and_are_read_only_where_they_are_wanted(write_calvin):
@@ -141,17 +182,7 @@ def test_latent_steps_that_are_not_alike_in_actions_are_refused():
 
 def test_codes_are_those_of_the_dldm_whatever_the_batch_and_are_kept(write_calvin, tmp_path):
     torch.manual_seed(0)
-    config = DLDMConfig(
-        num_frames=5,
-        height=8,
-        width=8,
-        stem=StemConfig("pixel", 4, 4, 1),
-        levels=(LevelConfig(8, 1),),
-        qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
-        z_norm="batch",
-        z_channels=8,
-    )
-    dldm, windows = DLDM(config).eval(), windows_of(write_calvin())
+    dldm, windows = DLDM(DLDM_TINY).eval(), windows_of(write_calvin())
     windows.encode_codes(dldm, torch.device("cpu"), batch_size=5)
     codes = windows.codes
     assert codes.shape == (12, 1, 4)

@@ -15,11 +15,11 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import HindsightConfig, LabeledDataConfig, NetworkConfig, UnlabeledConfig
+from vw2_robot.finetune.config import FinetuneAids, HindsightConfig, LabeledDataConfig, NetworkConfig, UnlabeledConfig
 from vw2_robot.finetune.losses import action_errors, totals_of, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import init_policy, load_pretrained
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.policy.config import LoRAConfig
+from vw2_robot.models.policy.config import ActionHeadConfig, LoRAConfig
 from vw2_robot.random_numbers import SampleNoise
 
 SCRATCH = {"policy": "scratch", "acting": "none", "lambda_ce": 0.0}
@@ -37,6 +37,8 @@ WAYS = {
     "no code loss": {"acting": "none", "lambda_ce": 0.0},
     "unlabeled": {"unlabeled": UnlabeledConfig(weight=0.5, batch_size=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
+    "bins": {"head": ActionHeadConfig(8, bins=4)},
+    "standardize": {"aids": FinetuneAids(standardize="labeled")},
     "scratch": SCRATCH,
 }
 
@@ -72,8 +74,8 @@ TOGETHER = (
     "expected + bce",
     "sampled + last_n",
     "schedule + lora",
-    "parallel + unlabeled",
-    "none",
+    "parallel + unlabeled + standardize",
+    "none + bins",
     "scratch",
 )
 
@@ -288,6 +290,7 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
     ("change", "message"),
     [
         ({"preset": "head"}, "nothing to keep frozen"),
+        ({"aids": FinetuneAids(standardize="labeled")}, "no dLDM to measure"),
         ({"acting": "argmax"}, "no dLDM to take codes from.*acting=argmax, code_source=hindsight"),
         ({"lambda_ce": 0.1}, "lambda_ce=0 and .*'lambda_ce'"),
         ({"unlabeled": UnlabeledConfig(weight=1.0)}, r"unlabeled\.weight"),

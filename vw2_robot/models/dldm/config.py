@@ -124,6 +124,9 @@ class DLDMConfig:
     """linear: each code is projected by itself; conv: with its two predecessors in the flat row (release)"""
     gap: int = 1
     """the model reads and reconstructs every gap-th frame; num_frames = 1 + gap makes it LAPA's pair of frames"""
+    fixed_codes: Literal["pixel_differences"] | None = None
+    """codes that are not learned, a control: the quantized change of pixels (`pixel_differences.py`). What is trained
+    then decides no code; null: the learned codes"""
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
@@ -137,6 +140,8 @@ class DLDMConfig:
         # The convolution along the row of codes would pass codes of earlier steps on.
         if self.post_quant == "conv" and self.code_visibility == "current":
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
+        if self.fixed_codes is not None and (self.quantizer, self.gap) != ("fsq", 1):
+            raise ValueError(f"dldm.fixed_codes={self.fixed_codes} needs dldm.quantizer=fsq and dldm.gap=1")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
         if self.decoder_extra_blocks < 0:

@@ -13,6 +13,7 @@ entry m is latent step m + 1. No code depends on a frame after the end of its st
 # C feature width · h, w feature grid · s temporal stride
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from .causal_video import CausalEncoder, blocks_of, compile_in_place
 from .code_decoder import CodeDecoder
 from .config import DLDMConfig
 from .fsq import FSQ
+from .pixel_differences import PixelDifferences
 from .qformer import QFormer
 from .shared_windows import window_features
 from .vq import VQ
@@ -86,6 +88,15 @@ class Standardize(nn.Module):
             return (centered * scale[:, None]).view_as(z)
 
     @torch.no_grad()
+    def follow_alone(self, values: Float[Tensor, "R D"]) -> None:
+        """Replace the running statistics by those of these steps."""
+        values = at_least_float32(values)
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.copy_(values.mean(0))
+        self.norm.running_var.copy_(values.var(0))
+
+    @torch.no_grad()
     def _follow(self, mean: Float[Tensor, "G D"], variance: Float[Tensor, "G D"], *, batch: int) -> None:
         """Move the running statistics; a batch moves them by the same share whatever the number of its groups."""
         assert self.norm.momentum is not None
@@ -125,6 +136,7 @@ class DLDM(nn.Module):
         if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
+        self.pixel_differences = None if config.fixed_codes is None else PixelDifferences(config)
 
     @classmethod
     def of_policy(cls, checkpoint: Checkpoint) -> DLDM:
@@ -168,6 +180,10 @@ class DLDM(nn.Module):
             )
         return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
 
+    def edges(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B E 3 H W"]:
+        """Return the frames at which latent steps end and begin, the first one and the last among them."""
+        return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.temporal_stride]
+
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Return causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame."""
         out: Tensor = self.encoder(self.subsample(x))
@@ -202,6 +218,19 @@ class DLDM(nn.Module):
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
 
+    @torch.no_grad()
+    def measure_statistics(self, clips: Iterable[Float[Tensor, "B T 3 H W"]]) -> None:
+        """Set the statistics that stand before the quantizer (`z_norm=batch`) to those of these clips, in eval mode.
+
+        Raises:
+            InputError: this dLDM has no such statistics.
+        """
+        spread = self.pre_quant[-1]
+        if not isinstance(spread, Standardize):
+            raise InputError("this dLDM has no statistics to measure, it was trained without aids.standardize=batch")
+        values = [self.pre_quant[:-1](self.qformer(self.features(x))).flatten(2).flatten(0, 1) for x in clips]
+        spread.follow_alone(torch.cat(values))
+
     def share_statistics(self, groups: StatisticsGroups, groups_per_batch: int, *, micro_batches: int) -> None:
         """Set how a training batch is divided, for what couples its clips: statistics before FSQ, use of a codebook.
 
@@ -232,6 +261,8 @@ class DLDM(nn.Module):
     @torch.no_grad()
     def indices(self, x: Float[Tensor, "B T 3 H W"]) -> Int[Tensor, "B M N"]:
         """Return the latent action tokens of a clip, without gradients, in eval mode."""
+        if self.pixel_differences is not None:
+            return self.pixel_differences.indices(self.edges(x))
         was_training = self.training
         self.eval()
         indices = self.encode(x).indices_BMN
@@ -249,8 +280,13 @@ class DLDM(nn.Module):
             starts: the latent step at which each window starts.
             latent_steps: M, of a window; by default those of a training clip.
         """
-        frames = self.subsample(video[None])[0]
         steps = self.config.latent_steps if latent_steps is None else latent_steps
+        if self.pixel_differences is not None:
+            edges = self.edges(video[None])[0]
+            return self.pixel_differences.indices(
+                edges[starts[:, None] + torch.arange(steps + 1, device=starts.device)]
+            )
+        frames = self.subsample(video[None])[0]
         num_frames = 1 + steps * self.config.temporal_stride // self.config.gap
         return self.quantize(window_features(self.encoder, frames, starts, num_frames=num_frames))[1]
 

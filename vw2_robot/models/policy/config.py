@@ -192,6 +192,13 @@ class ActionHeadConfig:
     """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""
     last_code: bool = True
     """read N + 1 states of a latent step, those that predict its codes and the one after its last code; false: N"""
+    bins: int | None = None
+    """bins of each number of an action, which the head then classifies by cross-entropy, as LAPA does with 256; their
+    borders are quantiles of the labels. null: the head gives the numbers themselves, by an L2 loss"""
+
+    def __post_init__(self) -> None:
+        if self.bins is not None and self.bins < 2:
+            raise ValueError(f"head.bins must be at least 2, or null, found {self.bins}")
 
     @classmethod
     def of_checkpoint(cls, config: Mapping[str, Any]) -> ActionHeadConfig:

@@ -21,9 +21,10 @@ from vw2_robot.envs.experts.ways import FORKS, SIDES, SPEEDS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording import record as program
+from vw2_robot.envs.recording.camera_sway import sway
 from vw2_robot.envs.recording.config import CALVIN_TARGET, OTHER_ROBOTS_TARGET, RecordConfig
 from vw2_robot.envs.recording.dataset_card import dataset_card
-from vw2_robot.envs.recording.demonstrations import Recorder, expand_tasks
+from vw2_robot.envs.recording.demonstrations import MAX_ATTEMPTS, Recorder, expand_tasks
 from vw2_robot.envs.recording.record import record
 from vw2_robot.errors import InputError
 
@@ -291,8 +292,12 @@ def test_a_sampled_appearance_changes_the_images_alone_and_follows_from_seed_and
     # The last recording, in a process that made none before it.
     env = CalvinEnv(cameras=())
     alone = Recorder(appearance="sampled").record(env, window.task, seed=(0, 0, 1))
+    swaying = Recorder(appearance="sampled", camera_sway=3).record(env, window.task, seed=(0, 0, 1))
     env.close()
-    np.testing.assert_array_equal(alone.arrays["rgb_static"], dataset.read_images(window))
+    images = dataset.read_images(window)
+    np.testing.assert_array_equal(alone.arrays["rgb_static"], images)
+    rng = np.random.default_rng((0, 0, 1, MAX_ATTEMPTS + 1))
+    np.testing.assert_array_equal(swaying.arrays["rgb_static"], sway(images, largest_px=3, hz=30.0, rng=rng))
 
 
 def test_two_processes_record_the_same_bytes_as_one(recorded, tmp_path):
@@ -425,7 +430,7 @@ def test_configuration_is_checked_before_work():
         {"episodes": 0}, {"format": "csv"}, {"compress_level": 10}, {"epsiodes": 3}, {"play": 0},
         {"max_window": 0}, {"depth": True, "format": "rlds"}, {"play": 1000, "episodes": 1000},
         {"appearance": "sampled", "wrist_camera": True}, {"appearance": "sampled", "depth": True},
-        {"appearance": "sampled", "env": {**ENV, "renderer": "egl"}},
+        {"appearance": "sampled", "env": {**ENV, "renderer": "egl"}}, {"camera_sway": 3, "depth": True},
     ):  # fmt: skip
         with pytest.raises(InputError):
             config_from(RecordConfig, {**tree, **wrong})

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vw2_robot.distributed.batch_share import StatisticsGroups
-from vw2_robot.models.dldm.dldm import Standardize
+from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, Standardize, fake_clip
+
+TINY = DLDMConfig(
+    num_frames=9,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=8,
+    z_norm="batch",
+)
 
 
 def features(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,3 +96,18 @@ def test_a_single_latent_step_has_no_variance_and_stays_finite() -> None:
     assert torch.equal(out, torch.zeros_like(out))
     assert torch.isfinite(z.grad).all()
     assert torch.isfinite(module.norm.running_var).all()
+
+
+def test_measured_statistics_are_those_of_the_clips_whatever_they_were_before() -> None:
+    dldm = DLDM(TINY).eval()
+    clips = [fake_clip(TINY, 8, seed=seed) * 0.1 for seed in range(3)]
+    with torch.no_grad():
+        before = dldm.pre_quant(dldm.qformer(dldm.features(torch.cat(clips))))
+        dldm.measure_statistics(clips)
+        after = dldm.pre_quant(dldm.qformer(dldm.features(torch.cat(clips))))
+    flat = after.flatten(2).flatten(0, 1)
+    torch.testing.assert_close(flat.mean(0), torch.zeros(flat.shape[1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(flat.var(0), torch.ones(flat.shape[1]), atol=0.05, rtol=0)
+    assert (before - after).abs().max() > 0.1
+    with pytest.raises(InputError, match="has no statistics to measure"):
+        DLDM(replace(TINY, z_norm="layer")).measure_statistics(clips)

@@ -41,3 +41,44 @@ def test_all_states_of_a_step_are_read_and_none_of_another():
     head(states)[:, 4:8].sum().backward()  # the actions of step 2
     read = states.grad.abs().amax(dim=(0, 3)) > 0
     assert read.tolist() == [[False] * 3, [True] * 3, [False] * 3]
+
+
+def test_bins_are_equally_frequent_and_what_is_chosen_is_the_center_of_the_label():
+    head = build(bins=4)
+    assert not head.state_dict()["centers"].any()
+    actions = torch.rand(400, 7)
+    actions[:, 6] = torch.where(torch.arange(400) % 4 == 0, 1.0, -1.0)  # two commands, the second a quarter of the time
+    head.fit_bins(actions)
+    labels = head.bins_of(actions)
+    counts = torch.stack([(labels == number).sum(0) for number in range(4)])
+    assert bool((counts[:, :6] - 100).abs().max() <= 25)
+    assert counts[:, 6].tolist() == [300, 0, 0, 100]
+    # The center is in the middle of its bin, of equal ones exactly there.
+    nearest = (actions[:, :, None] - head.centers).abs().min(-1).values
+    chosen = head.centers[torch.arange(7), labels]
+    torch.testing.assert_close((chosen - actions).abs(), nearest)
+    assert torch.equal(chosen[:, 6], actions[:, 6])
+    # Of the likeliest bins.
+    states = torch.randn(2, 3, 3, 16)
+    likeliest = head.bin_logits(states).argmax(-1)
+    assert torch.equal(head(states), head.centers[torch.arange(7), likeliest])
+    assert head(states).shape == (2, 12, 7)
+
+
+def test_the_loss_of_bins_is_the_mean_cross_entropy_of_the_actions_that_are_no_padding():
+    head = build(bins=5)
+    actions, mask = torch.rand(2, 12, 7), torch.ones(2, 12, dtype=torch.bool)
+    head.fit_bins(actions.flatten(0, 1))
+    mask[1, 4:] = False
+    states = torch.randn(2, 3, 3, 16)
+    log_p = head.bin_logits(states).log_softmax(-1)
+    right = log_p.gather(-1, head.bins_of(actions)[..., None])[mask]
+    torch.testing.assert_close(head.bin_loss(states, actions, mask, mask.sum()), -right.mean())
+    # It is learned: after a few steps the head gives the center of each label's bin.
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        head.bin_loss(states, actions, mask, mask.sum()).backward()
+        optimizer.step()
+    wanted = head.centers[torch.arange(7), head.bins_of(actions)]
+    assert torch.equal(head(states)[mask], wanted[mask])
