@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -34,7 +35,7 @@ from vw2_robot.envs.task_wrapper import start_states
 
 REPO = Path(__file__).resolve().parents[1]
 PAGES = REPO / "docs" / "environments"
-MADE = "<!-- written by: python -m website.environments -->\n"
+MADE = "<!-- written by: python -m website.environments -->"
 SHOWN = {"A": "open_drawer", "B": "move_slider_left", "C": "lift_red_block_table", "D": "turn_on_lightbulb"}
 """Task that the image of a scene shows."""
 META_WORLD_SHOWN = "drawer-open-v3"
@@ -46,49 +47,25 @@ Frames = Sequence[NDArray[np.uint8]]
 def calvin_page(scene: str) -> str:
     """Return the page of one of CALVIN's scenes."""
     table = SCENES[scene]
-    blocks = ", ".join(f"{color} ({size})" for color, size in table.blocks)
     surfaces = [
         (f"`{name}`", *(f"{low:g} … {high:g}" for low, high in zip(*corners, strict=True)))
         for name, corners in table.surfaces.items()
     ]
-    shown = load_instructions("validation")[SHOWN[scene]][0]
-    return f"""# CALVIN, scene {scene}
-
-{MADE}
-![Scene {scene}: the arm, the table with drawer, door, button, switch and lights, and three blocks](calvin_{scene.lower()}.webp){{ width=400 }}
-
-*"{shown}"*, done by the scripted expert, as the static camera and a policy see it.
-
-```python
-import gymnasium
-
-env = gymnasium.make("vw2_robot.envs:vw2_robot/Calvin-v0", scene="{scene}", task="{SHOWN[scene]}")
-observation, info = env.reset(seed=0)
-```
-
-{table_of(("space", "type", "content"), calvin_spaces())}
-`info` has the state at every reset and step: `robot_obs` float64 [{ROBOT_OBS_SIZE}] (tool position, Euler angles, opening of the gripper, seven
-joints, gripper command) and `scene_obs` float64 [{SCENE_OBS_SIZE}] ({", ".join(joint.removeprefix("base__") for joint in TABLE_JOINTS)} joint, bulb, LED, then x, y, z and
-three Euler angles of {", ".join(table.block_order)}). A policy gets neither.
-
-## What is different in this scene
-
-| | |
-|---|---|
-| blocks, in the order of `scene_obs` | {blocks} |
-| range of the sliding door | {table.slide_range:g} m |
-
-Where a reset without a state may put the center of a block, in meters:
-
-{table_of(("surface", "x", "y", "z"), surfaces)}
-## Tasks
-
-The same 34 in every scene. *Starts*: how many of the 192 start states of the evaluation allow the task at once; where none
-does, something must happen before, and the expert does it in `protocol=single`.
-
-{table_of(("task", "instruction of the evaluation", "others, for training", "solved when", "starts"), calvin_tasks())}
-Elsewhere: [the simulator](../simulator.md), its renderers, comparison with the original and experts; [evaluation](../evaluation.md).
-"""
+    return page(
+        "calvin",
+        scene=scene,
+        task=SHOWN[scene],
+        instruction=load_instructions("validation")[SHOWN[scene]][0],
+        spaces=list(calvin_spaces()),
+        tasks=list(calvin_tasks()),
+        surfaces=surfaces,
+        blocks=", ".join(f"{color} ({size})" for color, size in table.blocks),
+        block_order=", ".join(table.block_order),
+        joints=", ".join(joint.removeprefix("base__") for joint in TABLE_JOINTS),
+        slide_range=table.slide_range,
+        robot_obs=ROBOT_OBS_SIZE,
+        scene_obs=SCENE_OBS_SIZE,
+    )
 
 
 def calvin_spaces() -> Iterable[tuple[str, str, str]]:
@@ -152,74 +129,39 @@ CRITERIA: dict[str, Callable[..., str]] = {
 
 def other_robots_page() -> str:
     """Return the page of the environment of other robots."""
-    images = "\n".join(
-        f"![A {name} arm at a table with colored objects](other_robots_{name}.webp){{ width=200 }}"
-        for name in EMBODIMENTS
+    return page(
+        "other_robots",
+        embodiments=EMBODIMENTS,
+        shapes=list(SHAPES),
+        colors=list(COLORS),
+        hz=f"{COMMAND_HZ:g}",
+        position=POSITION_UNIT_M,
+        rotation=ROTATION_UNIT_RAD,
     )
-    shapes = ", ".join(SHAPES)
-    return f"""# Other robots
-
-{MADE}
-{images}
-
-Video of robots that are not CALVIN's: {len(EMBODIMENTS)} arms ({", ".join(EMBODIMENTS)}), another table, other objects, and a camera whose pose differs in
-every episode. It stands in for Open-X where nothing can be downloaded: pre-training on it, fine-tuning in CALVIN.
-
-```
-vw2-record env=other_robots format=rlds episodes=100 out=runs/arms/1.0.0
-```
-
-| | |
-|---|---|
-| image | uint8, 128 x 128 by default, 5 frames per second (at most {COMMAND_HZ:g}) |
-| action | seven numbers as CALVIN's: the measured motion of the tool until the next frame in units of {POSITION_UNIT_M:g} m and {ROTATION_UNIT_RAD:g} rad per 1/30 s, and the gripper. Pre-training reads none |
-| tasks | reach, push, pick, and place on a plate; each episode has an instruction |
-| objects | {shapes} and a plate; {", ".join(COLORS)} |
-| success | computed from the physics; failed attempts are dropped and counted, so every episode shows what its instruction asks for |
-| an episode | 12 to 25 frames; a function of the seed and its number alone |
-
-It is a source of recordings and no benchmark: `vw2-rollout` does not take it. More: [the simulator](../simulator.md).
-"""
 
 
 def meta_world_page() -> str:
     """Return the page of Meta-World."""
-    tasks = yaml.safe_load((REPO / "configs" / "env" / "metaworld.yaml").read_text(encoding="utf-8"))["tasks"]
-    space = meta_world.META_WORLD_ACTIONS
-    rows = [(f"`{name}`", instruction) for name, instruction in tasks.items()]
-    return f"""# Meta-World
-
-{MADE}
-![A Sawyer arm opens a drawer](meta_world.webp){{ width=400 }}
-
-*"{tasks[META_WORLD_SHOWN]}"*, done by Meta-World's scripted expert. A second simulator (MuJoCo), arm, action and camera, which the whole chain
-runs on: [Meta-World from demonstrations to success rates](../integrations/metaworld.md).
-
-```python
-import gymnasium
-
-env = gymnasium.make("vw2_robot.envs.meta_world:vw2_robot/MetaWorld-v0")
-state, info = env.reset(seed=0, options={{"task": "{META_WORLD_SHOWN}"}})
-image = env.render()
-```
-
-| space | type | content |
-|---|---|---|
-| image | uint8 [128, 128, 3] by default | what `render` returns, and what policies get; camera `corner2` |
-| observation | float64 [{STATE_SIZE}] | Meta-World's state, for the experts; policies do not get it |
-| action | float32 [{space.size}] in [-1, 1] | {", ".join(space.names)}: {space.units}; {meta_world.CONTROL_HZ:g} per second |
-
-## Tasks
-
-Of `env=metaworld`; `env.tasks` names others of Meta-World's 50, with an instruction of yours. Meta-World judges success.
-
-{table_of(("task", "instruction"), rows)}"""
+    config = yaml.safe_load((REPO / "configs" / "env" / "metaworld.yaml").read_text(encoding="utf-8"))
+    return page(
+        "meta_world",
+        tasks=config["tasks"],
+        shown=META_WORLD_SHOWN,
+        state_size=STATE_SIZE,
+        action=meta_world.META_WORLD_ACTIONS,
+        hz=f"{meta_world.CONTROL_HZ:g}",
+    )
 
 
-def table_of(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def page(template: str, **facts: Any) -> str:
+    """Return a page: a template with the facts in it."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=False,
+    )
+    return environment.get_template(f"{template}.md.jinja").render(made=MADE, **facts)
 
 
 def pages() -> dict[str, str]:
