@@ -30,31 +30,41 @@ PAGES = [DOCS / "getting_started.md", *sorted((DOCS / "tutorials").glob("your_*.
 # Answer until they are stopped; their own tests start them.
 SERVERS = ("vw2-live", "vw2-serve")
 MODULES = {"vw2_robot.pretrain.pretrain_on_openx": "pretrain-on-openx", "vw2_robot.finetune.train_head": "vw2-finetune"}
+LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {warmup_steps: 1}}"
 SMALL = {
     "vw2-record": ["episodes=6", "validation_episodes=0", "workers=1"],
+    # Images of 16 x 16 pixels, models of a few thousand weights.
     "pretrain-on-openx": [
         "model=tiny",
         "data.validation_fraction=0.3",
-        "hardware.threads=1",
-        *(
-            f"{stage}.{key}=2"
-            for stage in ("train_vdm", "train_dldm.phase1", "train_dldm.phase2", "train_dldm.reader.loop")
-            for key in ("train_steps", "batch_size")
-        ),
+        "++hardware={device: cpu, threads: 1}",
+        "dldm.num_frames=5",
+        "dldm.height=16",
+        "dldm.width=16",
+        "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
+        "dldm.levels=[{width: 8, blocks: 1}]",
+        "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
+        "dldm.z_channels=8",
+        "aids.reader=false",
+        "++vdm={heads: 1, head_dim: 12, layers: 1, adaln_lora_dim: 4, context_width: 8, control_width: 8}",
+        "++policy.backbone={hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}",
+        "policy.image_px=16",
+        "++policy.image_widths=[8, 8]",
+        f"++train_vdm={LOOP}",
+        f"++train_dldm.phase1={LOOP}",
+        f"++train_dldm.phase2={LOOP}",
         "train_dldm.validation_clips=4",
-        "train_policy.loop.train_steps=2",
-        "train_policy.loop.batch_size=2",
+        f"++train_policy.loop={LOOP}",
     ],
     "vw2-finetune": [
         "label_fraction=0.5",
-        "loop.train_steps=2",
-        "loop.batch_size=4",
-        "loop.log_every=1",
+        "head.hidden=8",
+        f"++loop={LOOP}",
         "data.validation_fraction=0.3",
         "validation_windows=8",
     ],
-    "vw2-rollout": ["env.max_steps=8", "videos=1"],
-    "vw2-imagine": ["segments=1", "sample_steps=2"],
+    "vw2-rollout": ["env.max_steps=4", "videos=1"],
+    "vw2-imagine": ["segments=1"],
 }
 
 
