@@ -119,13 +119,10 @@ def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if program in SERVERS:
         return
     if program in ("python", "torchrun"):
-        module = [MODULES[word] for word in overrides if word in MODULES]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-        command = [program, *overrides, *(SMALL[module[0]] if module else [])]
+        launcher = ["-m", "torch.distributed.run"] if program == "torchrun" else []
+        small = [key for word in overrides if word in MODULES for key in SMALL[MODULES[word]]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, *overrides, *small]
         ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
         return
