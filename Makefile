@@ -31,7 +31,7 @@ NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo prior results configuration test test-all test-3.12 test-newer test-lerobot test-plugin lint bench gpu clean
+.PHONY: help setup demo prior results configuration test test-all test-3.12 test-newer test-lerobot test-plugin lint site environments bench gpu clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
@@ -53,7 +53,7 @@ $(READY): setup.cfg constraints.txt constraints-3.12.txt constraints-lerobot.txt
 	versions=constraints.txt; \
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then versions=constraints-3.12.txt; fi; \
 	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-compile --prefer-binary \
-	    $(if $(INSTALL),$(INSTALL),-c $$versions -e '.[all,dev]')
+	    $(if $(INSTALL),$(INSTALL),-c $$versions -e '.[all,dev,docs]')
 	@touch $@
 
 # Every stage skips what is complete and resumes what is not, so a demo that was stopped continues where it was.
@@ -92,6 +92,14 @@ results: $(READY) ## docs/results.md from an empty folder: days on two cores, co
 
 configuration: $(READY) ## docs/configuration.md from the docstrings of the configurations
 	$(BIN)/python -m vw2_robot.command_line.configuration_page docs/configuration.md
+
+environments: $(READY) ## docs/environments/ from the environments, with their images
+	$(BIN)/python -m website.environments
+
+# The variable keeps an advertisement of the theme out of the output.
+site: $(READY) ## the documentation site in site/, without the network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site/index.html; with a search: $(BIN)/python -m http.server -d site"
 
 test: $(READY) ## the default test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -132,5 +140,5 @@ gpu: $(READY) ## measure a GPU in nine minutes: training, decoding, rendering; i
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.gpu --out $(GPU_TABLE)
 
 clean: ## remove build products and caches (runs/ and .venv* stay)
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun site
 	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +
