@@ -77,7 +77,8 @@ class RolloutConfig:
     retries: int = 3
     """times that a chain is run again when the worker that ran it dies"""
     videos: int = 6
-    """chains to keep a video of: half with the most subtasks solved, half with the fewest"""
+    """chains to keep a video of: half with the most subtasks solved, half failures, each of another task; with
+    protocol=single both halves are of different tasks, 68 for both outcomes of all"""
     record: bool = False
     """record the policy's outputs, chain by chain (rollouts/recording.py)"""
     against: ExistingPath | None = None
