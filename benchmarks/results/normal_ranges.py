@@ -8,7 +8,8 @@ ranges that the others alone would give.
 """
 
 # A log holds single batches, so a curve is rough. Around each of about twenty steps, spaced evenly in the logarithm, the
-# values of all runs are pooled; the range is their mean and three standard deviations, in logarithms where all are positive.
+# values of all runs are pooled; the range is their mean and three standard deviations, in logarithms where all values
+# are positive.
 from __future__ import annotations
 
 import argparse
