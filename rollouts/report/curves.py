@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vw2_robot.errors import require
 from vw2_robot.storage.normal_ranges import NormalRanges, phases_of, range_at
@@ -122,12 +123,6 @@ def _training_panel(
     """
     figure, axes = _axes()
     caption = ""
-    last_step = max(steps[-1] for steps, _ in lines.values())
-    for steps, lower, upper in normal:
-        shown = [i for i, step in enumerate(steps) if step <= last_step or i == 0]
-        axes.fill_between(
-            *([values[i] for i in shown] for values in (steps, lower, upper)), color=INK, alpha=0.22, linewidth=0
-        )
     for (name, (steps, values)), color in zip(lines.items(), LINES, strict=False):
         x, y, width = thin(steps, values)
         # Few points: markers, since a line of one point is invisible.
@@ -144,15 +139,12 @@ def _training_panel(
             )
             caption = "; ".join(filter(None, [caption, "band: 95 % interval"]))
     values = np.concatenate([np.asarray(v) for _, v in lines.values()])
-    if normal:
-        # A wide range must not press the lines flat: of it no more is shown than once their height beyond them.
-        bottom, top = axes.get_ylim()
-        height = float(np.ptp(values)) or abs(float(values[0])) or 1.0
-        axes.set_ylim(max(bottom, values.min() - height), min(top, values.max() + height))
     # A logarithmic axis for losses that fall by a large factor: otherwise all that follows the start is a flat line.
     is_falling = all(v[0] > v[-1] for _, v in lines.values())
     if is_falling and values.min() > 0 and values.max() / values.min() > 50:
         axes.set_yscale("log")
+    if normal:
+        _draw_normal(axes, normal, values)
     for step, number in changes:
         axes.axvline(step, color=GRID, linewidth=1.5)
         _note(axes, f"phase {number:g}", at=(step, 1), coords=("data", "axes fraction"), shift=(0, 3))
@@ -164,6 +156,23 @@ def _training_panel(
     if state:
         legend.append((NORMAL, "normal range"))
     return Panel(title, _svg(figure, ids=ids), caption, legend, state)
+
+
+def _draw_normal(axes: Any, normal: Sequence[tuple[list[float], ...]], values: NDArray[np.float64]) -> None:
+    """Draw a normal range behind the lines that are there; `values`: of these lines.
+
+    A range reaches farther than a short run, and at its begin it is wide: the axes stay those of the lines, with at most
+    the height of the lines above and below them, a factor of ten on a logarithmic axis.
+    """
+    left, right = axes.get_xlim()
+    for steps, lower, upper in normal:
+        axes.fill_between(steps, lower, upper, color=INK, alpha=0.22, linewidth=0, zorder=0)
+    bottom, top = axes.get_ylim()
+    height = float(np.ptp(values)) or abs(float(values[0])) or 1.0
+    lowest, highest = values.min() - height, values.max() + height
+    if axes.get_yscale() == "log":
+        lowest, highest = values.min() / 10, values.max() * 10
+    axes.set(xlim=(left, right), ylim=(max(bottom, lowest), min(top, highest)))
 
 
 def verdict(steps: Sequence[int], values: Sequence[float], normal: Sequence[tuple[list[float], ...]]) -> str:

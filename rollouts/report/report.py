@@ -209,7 +209,7 @@ def _stage_line(stage: Stage, panels: Sequence[Panel]) -> str:
         texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
         shown = texts[:MAX_QUANTITIES]
     if compared := [panel.verdict for panel in panels if panel.verdict]:
-        shown.append(f"{compared.count('normal')} of {len(compared)} quantities end in their normal range")
+        shown.append(f"{compared.count('normal')} of {len(compared)} quantities normal at the end")
     return f"{stage.last_step:,} steps; {', '.join(shown)}"
 
 
