@@ -25,6 +25,7 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.commands import check_action_space, resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
+from vw2_robot.storage.arrays import read_arrays
 from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
@@ -41,7 +42,6 @@ from .config import (
     open_policy_process,
 )
 from .evaluate import Row, unfinished
-from .expected import has_tokens, write_expected
 from .merge import merge, merge_if_last
 from .policy_process import PolicyLostError, PolicyProcess
 from .progress import RolloutLog
@@ -315,10 +315,16 @@ def imagine(config: RolloutConfig, log: RolloutLog, provenance: dict[str, Any]) 
         provenance: Content of provenance.json.
     """
     kept = [(row, video_paths(config.folder / "videos", row["sequence"])) for row in log.video_chains().values()]
-    with_tokens = [(row, paths) for row, paths in kept if paths.recording.is_file() and has_tokens(paths.recording)]
+    with_tokens = [
+        (row, paths)
+        for row, paths in kept
+        if paths.recording.is_file() and "tokens" in read_arrays(paths.recording, cure=results.RERUN)
+    ]
     if not is_served(config) or not with_tokens:
         return
-    from .live.expectation import Expectation  # torch, which a rollout of other policies does not need
+    # Both import torch, which a rollout of other policies does not need.
+    from .expected import write_expected
+    from .live.expectation import Expectation
 
     try:
         decoder = Expectation(config.policy, hz=provenance["control_hz"], device="cpu")

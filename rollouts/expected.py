@@ -7,20 +7,21 @@ frame held still is what any useful expectation exceeds. Policies that decode no
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vw2_robot.errors import require
+from vw2_robot.image_metrics import psnr
 from vw2_robot.storage.arrays import read_arrays
 from vw2_robot.storage.files import atomic_write, write_json
+from vw2_robot.storage.mp4 import read_mp4
 
 from .evaluate import Row
+from .live.session import FrameDecoder
 from .video import CAPTION_PX, IMAGE_PX, VideoLayout, VideoPaths
 
 MAX_CHAINS = 6
@@ -31,18 +32,6 @@ GAP_PX = 4
 Pixels = NDArray[np.uint8]
 
 
-class FrameDecoder(Protocol):
-    """Draws what a policy expects; `live.expectation.Expectation` does. `offsets`: control steps of the K frames."""
-
-    offsets: Sequence[int]
-
-    def frames(self, image: Pixels, tokens: NDArray[np.int64]) -> Pixels:
-        """Return uint8 [K, h, w, 3] of an image and tokens [M, N]; the first is the image, reduced."""
-
-    def reduced(self, image: Pixels) -> Pixels:
-        """Return an image in the size of the frames."""
-
-
 def write_expected(
     folder: Path, videos: Sequence[tuple[Row, VideoPaths]], decoder: FrameDecoder, layout: VideoLayout
 ) -> int:
@@ -51,7 +40,7 @@ def write_expected(
     Args:
         folder: Of the rollout.
         videos: Chains with a video whose recording has tokens.
-        decoder: The policy's dLDM.
+        decoder: The policy's dLDM (`live.expectation.Expectation`).
         layout: How the videos' frames follow control steps.
     """
     rows: list[dict[str, Any]] = []
@@ -82,11 +71,6 @@ def write_expected(
     return len(rows)
 
 
-def has_tokens(recording: Path) -> bool:
-    """Return whether a policy's recorded outputs have latent tokens."""
-    return "tokens" in read_arrays(recording, cure="run the rollout again")
-
-
 def _one_call(
     row: Row, paths: VideoPaths, decoder: FrameDecoder, layout: VideoLayout
 ) -> tuple[int, int, Pixels, Pixels] | None:
@@ -109,15 +93,11 @@ def _one_call(
 
 def _read_images(path: Path) -> list[Pixels]:
     """Return the camera images of a video, without the text above them."""
-    program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
-    command = [program, "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    pixels = subprocess.run(command, capture_output=True, check=True).stdout
-    return list(np.frombuffer(pixels, np.uint8).reshape(-1, CAPTION_PX + IMAGE_PX, IMAGE_PX, 3)[:, CAPTION_PX:])
+    frames = read_mp4(path, height=CAPTION_PX + IMAGE_PX, width=IMAGE_PX)
+    return list(frames[:, CAPTION_PX:])
 
 
 def _mean_psnr(a: Pixels, b: Pixels) -> float:
-    from vw2_robot.image_metrics import psnr
-
     return round(float(psnr(a, b).mean()), 2)
 
 

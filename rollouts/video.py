@@ -51,11 +51,13 @@ def select_chains(rows: Collection[Row], count: int) -> set[int]:
         rows: The finished chains.
         count: Number of videos.
     """
-    best = _in_turns(rows, level=lambda row: -row["solved"], order=lambda row: row["sequence"])[: math.ceil(count / 2)]
+    best = _one_per_task(rows, level=lambda row: -row["solved"], order=lambda row: row["sequence"])[
+        : math.ceil(count / 2)
+    ]
     numbers = {row["sequence"] for row in best}
     # Of each task the earliest failure in a chain, in a fixed shuffle: in the order of numbers all videos of failures
     # would show the first few chains. Knuth's multiplicative hash is a bijection on 32 bits.
-    failures = _in_turns(
+    failures = _one_per_task(
         (row for row in rows if row["sequence"] not in numbers),
         level=lambda row: int(row["solved"] == len(row["subtasks"])),
         order=lambda row: (row["solved"], (row["sequence"] + 1) * 2_654_435_761 % 2**32),
@@ -63,7 +65,7 @@ def select_chains(rows: Collection[Row], count: int) -> set[int]:
     return numbers | {row["sequence"] for row in failures[: count // 2]}
 
 
-def _in_turns(rows: Iterable[Row], *, level: Callable[[Row], int], order: Callable[[Row], Any]) -> list[Row]:
+def _one_per_task(rows: Iterable[Row], *, level: Callable[[Row], int], order: Callable[[Row], Any]) -> list[Row]:
     """Return rows by level; within a level one for each task at which chains ended, then a second for each, and so on.
 
     Args:

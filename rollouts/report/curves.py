@@ -36,14 +36,14 @@ class Panel(NamedTuple):
     """One small figure.
 
     title: what it shows. svg: the plot. caption: how to read it. legend: (color 1..6 or 0 for none, text), with final
-    values. verdict: "normal", "above" or "below" at the end of training; empty without a normal range.
+    values. state: "normal", "above" or "below" at the end of training; empty without a normal range.
     """
 
     title: str
     svg: str
     caption: str
     legend: list[tuple[int, str]]
-    verdict: str = ""
+    state: str = ""
 
 
 def training_panels(records: Series, *, ids: str, ranges: NormalRanges | None = None) -> list[Panel]:
@@ -144,7 +144,7 @@ def _training_panel(
     if is_falling and values.min() > 0 and values.max() / values.min() > 50:
         axes.set_yscale("log")
     if normal:
-        _draw_normal(axes, normal, values)
+        _plot_normal(axes, normal, values)
     for step, number in changes:
         axes.axvline(step, color=GRID, linewidth=1.5)
         _note(axes, f"phase {number:g}", at=(step, 1), coords=("data", "axes fraction"), shift=(0, 3))
@@ -152,16 +152,16 @@ def _training_panel(
     legend = [
         (i, f"{label} {v[-1]:.4g}") for i, (label, (_, v)) in enumerate(zip(labels, lines.values(), strict=True), 1)
     ]
-    state = verdict(*next(iter(lines.values())), normal)
+    state = end_state(*next(iter(lines.values())), normal)
     if state:
         legend.append((NORMAL, "normal range"))
     return Panel(title, _svg(figure, ids=ids), caption, legend, state)
 
 
-def _draw_normal(axes: Any, normal: Sequence[tuple[list[float], ...]], values: NDArray[np.float64]) -> None:
-    """Draw a normal range behind the lines that are there; `values`: of these lines.
+def _plot_normal(axes: Any, normal: Sequence[tuple[list[float], ...]], values: NDArray[np.float64]) -> None:
+    """Plot a normal range behind the lines that are there; `values`: of these lines.
 
-    A range reaches farther than a short run, and at its begin it is wide: the axes stay those of the lines, with at most
+    A range reaches farther than a short run, and its begin is wide: the axes stay those of the lines, with at most
     the height of the lines above and below them, a factor of ten on a logarithmic axis.
     """
     left, right = axes.get_xlim()
@@ -175,7 +175,7 @@ def _draw_normal(axes: Any, normal: Sequence[tuple[list[float], ...]], values: N
     axes.set(xlim=(left, right), ylim=(max(bottom, lowest), min(top, highest)))
 
 
-def verdict(steps: Sequence[int], values: Sequence[float], normal: Sequence[tuple[list[float], ...]]) -> str:
+def end_state(steps: Sequence[int], values: Sequence[float], normal: Sequence[tuple[list[float], ...]]) -> str:
     """Return "normal", "above" or "below": where most of the last values that have a normal range lie.
 
     Args:
@@ -184,7 +184,7 @@ def verdict(steps: Sequence[int], values: Sequence[float], normal: Sequence[tupl
         normal: The normal range: steps, lower and upper bounds of each phase.
 
     Returns:
-        The verdict; empty without a range at any of the steps.
+        The state; empty without a range at any of the steps.
     """
     known = [
         (value, bounds)

@@ -180,7 +180,7 @@ def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
     """Return what the page needs of one stage; `ids`: prefix of ids in its figures."""
     ranges = stage.normal_ranges()
     panels = training_panels(stage.records, ids=ids, ranges=ranges)
-    compared = [panel for panel in panels if panel.verdict]
+    compared = [panel for panel in panels if panel.state]
     return {
         "line": (stage.name, _stage_line(stage, panels)),
         "name": stage.name,
@@ -188,7 +188,7 @@ def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
         "panels": panels,
         "ranges": ranges,
         "compared": len(compared),
-        "unusual": [panel for panel in compared if panel.verdict != "normal"],
+        "unusual": [panel for panel in compared if panel.state != "normal"],
         "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
         "images": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
         "columns": list(stage.column_errors) or RECONSTRUCTION_COLUMNS,
@@ -208,7 +208,7 @@ def _stage_line(stage: Stage, panels: Sequence[Panel]) -> str:
         last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
         texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
         shown = texts[:MAX_QUANTITIES]
-    if compared := [panel.verdict for panel in panels if panel.verdict]:
+    if compared := [panel.state for panel in panels if panel.state]:
         shown.append(f"{compared.count('normal')} of {len(compared)} quantities normal at the end")
     return f"{stage.last_step:,} steps; {', '.join(shown)}"
 
@@ -219,8 +219,8 @@ def _rendering_note(stage: Stage) -> str:
     if not known:
         return ""
     text = "Error to the target, a still image being 1: " + ", ".join(f"{k} {v:.2f}" for k, v in known.items()) + "."
-    if bad := [name for name, error in known.items() if error > 1]:
-        text += f" Above 1 ({' and '.join(bad)}) nothing but noise need be seen: trained too briefly, or not at all."
+    if worse := [name for name, error in known.items() if error > 1]:
+        text += f" Above 1 ({' and '.join(worse)}) nothing but noise need be seen: trained too briefly, or not at all."
     return text
 
 

@@ -58,7 +58,7 @@ class NormalRanges:
         """
         if not self.is_same_model:
             return []
-        found = []
+        found: list[tuple[list[float], ...]] = []
         for index, (start, phase) in enumerate(phases):
             curve = self.curves.get(_name(phase), {}).get(metric)
             if curve is None or not self._is_comparable(phases[: index + 1]):

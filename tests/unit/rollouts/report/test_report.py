@@ -368,7 +368,7 @@ def test_a_curve_beyond_its_normal_range_is_named_and_one_within_is_not():
     steps = [10, 20, 30, 40]
     records = {"a/loss": (steps, [1.5] * 4), "a/ratio": (steps, [1.5, 3.0, 3.0, 3.0]), "a/other": (steps, [1.0] * 4)}
     panels = training_panels(records, ids="f", ranges=ranges)
-    assert [panel.verdict for panel in panels] == ["normal", "above", ""]
+    assert [panel.state for panel in panels] == ["normal", "above", ""]
     assert ["normal range" in dict(panel.legend).values() for panel in panels] == [True, True, False]
 
 
