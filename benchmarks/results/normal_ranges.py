@@ -7,8 +7,8 @@ stage, so give runs that went well, of several seeds and data sets. Also printed
 ranges that the others alone would give.
 """
 
-# A log holds single batches, so a curve is rough. Around each of about twenty steps, spaced evenly in the logarithm, the
-# values of all runs are pooled; the range is their mean and three standard deviations, in logarithms where all values
+# A log holds single batches, so a curve is rough. Around each of about twenty steps, evenly spaced in the logarithm,
+# the values of all runs are pooled; the range is their mean and three standard deviations, in logarithms where all values
 # are positive.
 from __future__ import annotations
 
