@@ -8,8 +8,8 @@ ranges that the others alone would give.
 """
 
 # A log holds single batches, so a curve is rough. Around each of about twenty steps, evenly spaced in the logarithm,
-# the values of all runs are pooled; the range is their mean and three standard deviations, in logarithms where all values
-# are positive.
+# the values of all runs are pooled. The range is their mean and three standard deviations,
+# in logarithms if all are positive.
 from __future__ import annotations
 
 import argparse
