@@ -25,6 +25,7 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.commands import check_action_space, resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
+from vw2_robot.storage.arrays import read_arrays
 from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
@@ -46,6 +47,7 @@ from .policy_process import PolicyLostError, PolicyProcess
 from .progress import RolloutLog
 from .report.report import write_report
 from .selection import shard_sequences
+from .video import VideoLayout, video_paths
 from .workers import ChainJob, Protocol, open_worker, run_job
 
 CHANGEABLE_KEYS = ("run_dir", "workers", "retries", "merge")
@@ -149,7 +151,7 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     if config.merge:
         with lock_folder(config.folder, what="a merge of shards"):
             summary = merge(config.run_dir)
-        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary, policy="")))
         return summary
     # Before any chain runs, and not when the first video is written.
     if config.videos:
@@ -242,7 +244,7 @@ def run_chains(
         animations=config.animations,
     )
     # A generator: each job is made when a worker is free, with the videos that are kept at that moment.
-    jobs = (ChainJob(sequence, log.video_chains()) for sequence in waiting)
+    jobs = (ChainJob(sequence, tuple(log.video_chains().values())) for sequence in waiting)
     # Closing ends the workers, also where the loop is left by a decision or an error.
     with contextlib.closing(_run_jobs(config, log, benchmark, policy, jobs, protocol)) as finished:
         for row, seconds in finished:
@@ -306,9 +308,39 @@ def finish(
         comparison = compare(log.rows, early_stopping.base, alpha=config.alpha)
         write_json(config.folder / "comparison.json", comparison, sealed=True)
         log.message("\n".join(lines(comparison)))
+    imagine(config, log, provenance)
     write_report([config.folder], config.folder)
-    log.message("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+    log.message("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary, policy=config.policy)))
     return summary
+
+
+def imagine(config: RolloutConfig, log: RolloutLog, provenance: dict[str, Any]) -> None:
+    """Write what the policy expected in the kept videos, where it decoded latent tokens.
+
+    Args:
+        config: Configuration of the rollout.
+        log: The rows of the chains.
+        provenance: Content of provenance.json.
+    """
+    kept = [(row, video_paths(config.folder / "videos", row["sequence"])) for row in log.video_chains().values()]
+    with_tokens = [
+        (row, paths)
+        for row, paths in kept
+        if paths.recording.is_file() and "tokens" in read_arrays(paths.recording, cure=results.RERUN)
+    ]
+    if not is_served(config) or not with_tokens:
+        return
+    # Both import torch, which a rollout of other policies does not need.
+    from .expected import write_expected
+    from .live.expectation import Expectation
+
+    try:
+        decoder = Expectation(config.policy, hz=provenance["control_hz"], device="cpu")
+    except InputError as error:  # a policy may come without its dLDM; its rollout is whole all the same
+        log.message(f"no expected frames in the report: {error}")
+        return
+    layout = VideoLayout(control_hz=provenance["control_hz"], n_action_steps=provenance["n_action_steps"])
+    write_expected(config.folder, with_tokens, decoder, layout)
 
 
 def main(config: RolloutConfig) -> None:

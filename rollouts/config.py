@@ -77,7 +77,8 @@ class RolloutConfig:
     retries: int = 3
     """times that a chain is run again when the worker that ran it dies"""
     videos: int = 6
-    """chains to keep a video of: half with the most subtasks solved, half with the fewest"""
+    """chains to keep a video of: half with the most subtasks solved, half failures, each of another task; with
+    protocol=single both halves are of different tasks, 68 for both outcomes of all"""
     animations: bool = False
     """write an animated image (webp) of each of these chains, too: video, latent tokens and commands, for a web page"""
     record: bool = False

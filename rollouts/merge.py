@@ -98,7 +98,7 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     timing = [results.sealed_line({"sequence": number, "seconds": spent}) for number, spent in seconds.items()]
     write_text(target / "timing.jsonl", "\n".join([*timing, ""]))
     # 3. The videos that one rollout would have kept. Each of them was kept by its shard, too (`select_chains`).
-    kept = select_chains({row["sequence"]: row["solved"] for row in rows}, first.config["videos"])
+    kept = select_chains(rows, first.config["videos"])
     drop_other_videos(target / "videos", kept)
     for shard in shards:
         for number in kept & {row["sequence"] for row in shard.rows}:

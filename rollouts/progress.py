@@ -59,10 +59,10 @@ class RolloutLog:
         self._start_time = time.monotonic()
         self._last_message_time = self._start_time
 
-    def video_chains(self) -> dict[int, int]:
-        """Return the chains to keep a video of, among those finished so far: number -> subtasks solved."""
-        solved = {row["sequence"]: row["solved"] for row in self.rows}
-        return {number: solved[number] for number in select_chains(solved, self.videos)}
+    def video_chains(self) -> dict[int, Row]:
+        """Return the chains to keep a video of, among those finished so far: number -> row."""
+        numbers = select_chains(self.rows, self.videos)
+        return {row["sequence"]: row for row in self.rows if row["sequence"] in numbers}
 
     def add(self, row: Row, seconds: float) -> None:
         """Take a finished chain; its row is on disk when this returns.

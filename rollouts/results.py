@@ -319,8 +319,18 @@ def labels_text(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:g} %"
 
 
-def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the summary as five pairs (name, text). Every number comes with its interval."""
+def policy_name(given: str) -> str:
+    """Return a policy as a user gave it, of a path the last two parts: all checkpoints call themselves vw2_robot."""
+    return "/".join(Path(given).parts[-2:])
+
+
+def five_lines(summary: Mapping[str, Any], *, policy: str) -> list[tuple[str, str]]:
+    """Return the summary as five pairs (name, text). Every number comes with its interval.
+
+    Args:
+        summary: Content of summary.json.
+        policy: What the rollout was given as policy; empty: the name in the summary.
+    """
     env = summary["env"]
     # A benchmark need not have these keys; those of CALVIN are the ones that change results.
     world = ", ".join(f"{key} {env[key]}" for key in ("scene", "assets", "renderer", "reset_mode") if key in env)
@@ -340,7 +350,7 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     speed = summary["env_steps"] / summary["seconds"] if summary["seconds"] else 0.0
     steps = f"{summary['env_steps']:,} steps, {summary['seconds']:,.0f} s in chains ({speed:,.0f} steps/s)"
     return [
-        ("policy", f"{summary['policy']}{identity}"),
+        ("policy", f"{policy_name(policy) or summary['policy']}{identity}"),
         ("world", world or "not named by the benchmark"),
         ("chains", f"{chains}, {steps}"),
         ("average length", f"{summary['average_length']:.2f} of {length} [{low:.2f}, {high:.2f}]"),

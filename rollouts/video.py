@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,25 +42,47 @@ INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
 SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
 
-def select_chains(solved: Mapping[int, int], count: int) -> set[int]:
-    """Return the chains to keep a video of: half with the most subtasks solved, half with the fewest.
+def select_chains(rows: Collection[Row], count: int) -> set[int]:
+    """Return the chains to keep a video of: half with the most subtasks solved, half failures, each of another task.
 
-    Ties go to the lower number among the best and follow a fixed shuffle among the worst. A chain selected from all
-    results is selected from every part of them that contains it, so videos can be dropped while the evaluation runs.
+    Of single tasks the first half is one success of each task as well; where tasks run out, a second one of each
+    follows. A chain selected from all results is selected from every part of them that contains it, so videos can be
+    dropped while the evaluation runs.
 
     Args:
-        solved: Number of the chain -> subtasks solved.
+        rows: The finished chains.
         count: Number of videos.
     """
+    best = _one_per_task(rows, level=lambda row: -row["solved"], order=lambda row: row["sequence"])[
+        : math.ceil(count / 2)
+    ]
+    numbers = {row["sequence"] for row in best}
+    # Of each task the earliest failure in a chain, in a fixed shuffle: in the order of numbers all videos of failures
+    # would show the first few chains. Knuth's multiplicative hash is a bijection on 32 bits.
+    failures = _one_per_task(
+        (row for row in rows if row["sequence"] not in numbers),
+        level=lambda row: int(row["solved"] == len(row["subtasks"])),
+        order=lambda row: (row["solved"], (row["sequence"] + 1) * 2_654_435_761 % 2**32),
+    )
+    return numbers | {row["sequence"] for row in failures[: count // 2]}
 
-    def shuffled(number: int) -> int:
-        # Knuth's multiplicative hash, a bijection on 32 bits. Many chains solve nothing; in the order of numbers all
-        # videos of failures would show the first few chains.
-        return (number + 1) * 2_654_435_761 % 2**32
 
-    best = sorted(solved, key=lambda number: (-solved[number], number))[: math.ceil(count / 2)]
-    worst = sorted(solved, key=lambda number: (solved[number], shuffled(number)))[: count // 2]
-    return {*best, *worst}
+def _one_per_task(rows: Iterable[Row], *, level: Callable[[Row], int], order: Callable[[Row], Any]) -> list[Row]:
+    """Return rows by level; within a level one for each task at which chains ended, then a second for each, and so on.
+
+    Args:
+        rows: The finished chains.
+        level: The lower the earlier.
+        order: Key that sorts the chains of one level and task.
+    """
+    count: Counter[tuple[int, str]] = Counter()
+    placed = []
+    for row in sorted(rows, key=order):
+        last = row["subtasks"][min(row["solved"], len(row["subtasks"]) - 1)]
+        # Tasks in a fixed order that is not the alphabet's, which would show one kind of task first.
+        placed.append((level(row), count[level(row), last], zlib.crc32(last.encode()), row))
+        count[level(row), last] += 1
+    return [row for *_, row in sorted(placed, key=lambda entry: entry[:3])]
 
 
 class VideoPaths(NamedTuple):
@@ -94,17 +118,16 @@ def drop_other_videos(folder: Path, keep: set[int]) -> None:
             path.unlink()
 
 
-class ChainVideo:
-    """The images of one chain: an `evaluate.RolloutCallback` that collects them and then writes a video.
+class VideoLayout:
+    """How the frames of a video follow control steps.
 
     Attributes:
-        stride: Every how many policy calls an image is kept.
         n_action_steps: Control steps per policy call.
+        stride: Every how many policy calls an image is kept.
         steps_per_frame: Control steps between two frames of the video.
         fps: Frames per second of the video, so that it plays in real time.
+        hold_frames: Frames that show the outcome at the end of each subtask.
     """
-
-    needs_images = True
 
     def __init__(self, *, control_hz: float, n_action_steps: int) -> None:
         """Choose a stride so that no video has more than `MAX_FPS` frames a second.
@@ -113,10 +136,29 @@ class ChainVideo:
             control_hz: Control steps per second of the benchmark.
             n_action_steps: Control steps per policy call.
         """
-        self.stride = max(1, math.ceil(control_hz / n_action_steps / MAX_FPS))
         self.n_action_steps = n_action_steps
+        self.stride = max(1, math.ceil(control_hz / n_action_steps / MAX_FPS))
         self.steps_per_frame = self.stride * n_action_steps
         self.fps = control_hz / self.steps_per_frame
+        self.hold_frames = max(1, round(HOLD_SECONDS * self.fps))
+
+    def begin(self, env_steps: Sequence[int], subtask: int) -> int:
+        """Return the number of a subtask's first frame.
+
+        Args:
+            env_steps: Control steps of each attempted subtask.
+            subtask: Position of the subtask within the chain, from 0.
+        """
+        return sum(-(-steps // self.steps_per_frame) + self.hold_frames for steps in env_steps[:subtask])
+
+
+class ChainVideo(VideoLayout):
+    """The images of one chain: an `evaluate.RolloutCallback` that collects them and then writes a video."""
+
+    needs_images = True
+
+    def __init__(self, *, control_hz: float, n_action_steps: int) -> None:
+        super().__init__(control_hz=control_hz, n_action_steps=n_action_steps)
         self._frames: list[list[NDArray[np.uint8]]] = []  # per subtask
         self._calls = 0  # of the current subtask
         self._recording = Recording()
@@ -164,7 +206,6 @@ class ChainVideo:
 
     def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[tuple[int, Image.Image]]:
         """Yield the frames of the video, each with the control steps of the chain until then."""
-        hold_frames = max(1, round(HOLD_SECONDS * self.fps))
         begin = 0  # control steps of the subtasks before
         for subtask, frames in enumerate(self._frames):
             before = ["solved"] * subtask
@@ -174,10 +215,11 @@ class ChainVideo:
                 yield begin + step, page(frame, instructions[subtask], [*before, "now", *after], f"step {step}")
             is_solved = subtask < row["solved"]
             env_steps = row["env_steps"][subtask]
-            status = f"solved in {env_steps} steps" if is_solved else f"not solved in {env_steps} steps"
+            # Not "5/5 not solved", which reads like a number of tasks.
+            status = f"solved in {env_steps} steps" if is_solved else "not solved"
             states = [*before, "solved" if is_solved else "failed", *after]
             begin += env_steps
-            yield from [(begin, page(frames[-1], instructions[subtask], states, status))] * hold_frames
+            yield from [(begin, page(frames[-1], instructions[subtask], states, status))] * self.hold_frames
 
 
 def page(frame: NDArray[np.uint8], instruction: str, states: Sequence[str], status: str) -> Image.Image:
@@ -208,8 +250,9 @@ def page(frame: NDArray[np.uint8], instruction: str, states: Sequence[str], stat
         else:
             canvas.rounded_rectangle(box, radius=5, fill={"solved": SOLVED, "failed": FAILED, "open": OPEN}[state])
     current = next((i for i in reversed(range(len(states))) if states[i] != "open"), 0) + 1
-    small = ImageFont.load_default(size=15)
-    canvas.text((margin + 30 * len(states) + 2, y), f"{current}/{len(states)}", font=small, fill=MUTED, anchor="lm")
+    small = ImageFont.load_default(size=14)
+    number = f"task {current} of {len(states)}"
+    canvas.text((margin + 30 * len(states) + 2, y), number, font=small, fill=MUTED, anchor="lm")
     color = SOLVED if status.startswith("solved") else FAILED if status.startswith("not") else MUTED
     canvas.text((IMAGE_PX - margin, y), status, font=small, fill=color, anchor="rm")
     return image

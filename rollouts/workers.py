@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -49,10 +49,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ChainJob:
-    """One chain to run, and the chains whose videos are kept so far (number -> subtasks solved)."""
+    """One chain to run, and the chains whose videos are kept so far."""
 
     sequence: EvalSequence
-    video_chains: Mapping[int, int]
+    video_chains: tuple[Row, ...]
 
     def __str__(self) -> str:
         """Return the chain's number, for messages."""
@@ -93,7 +93,7 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
     if recording is not None:
         recording.write(protocol.run_dir, row)
     # `select_chains` never selects a chain later that it has rejected once, so a rejected video can be dropped here.
-    if video is not None and number in select_chains({**job.video_chains, number: row["solved"]}, protocol.videos):
+    if video is not None and number in select_chains([*job.video_chains, row], protocol.videos):
         instructions = [benchmark.instruction(task) for task in row["subtasks"]]
         names = action_names(policy.metadata)
         folder = protocol.run_dir / "videos"

@@ -16,6 +16,7 @@ any moment and started again it gives the same weights bit for bit. The training
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
@@ -56,6 +57,7 @@ from vw2_robot.storage.files import (
     write_yaml,
 )
 from vw2_robot.storage.locks import lock_folder
+from vw2_robot.storage.normal_ranges import MAIN_METRICS, NormalRanges, main_metric, normal_ranges, range_at
 from vw2_robot.storage.tracking import WANDB_ID, Track, Tracker, open_tracker
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -112,6 +114,12 @@ class Run:
         self._hardware = hardware or Hardware()
         self._state_bytes = 0
         self._stopping: DeferredStop | None = None
+        self._began: tuple[int, float] | None = None
+        """first step of this process and the time at which it began"""
+        self._phases: list[tuple[int, float]] = []
+        """last step before each phase of training, and its number, as far as it was logged"""
+        self._last_logged = 0
+        self._ranges: NormalRanges | None = None
         self._stopped = ""
         """what is said when the run stops after this step; empty: it goes on"""
         with main_first():
@@ -225,8 +233,10 @@ class Run:
             kept = []
             for line in lines:
                 try:
-                    if json.loads(line)["step"] <= self.start:
+                    values = json.loads(line)
+                    if values["step"] <= self.start:
                         kept.append(line + "\n")
+                        self._note_phase(values["step"], values)
                 except (ValueError, TypeError, KeyError, RecursionError):
                     damaged += line is not lines[-1]  # the last one may have been cut short by a kill
             write_text(file, "".join(kept))
@@ -254,6 +264,7 @@ class Run:
         ) as bar:
             self._bar = bar
             # A little less than the time there is, for the rest of the way out.
+            self._began = (self.start, time.monotonic())
             with DeferredStop(max(1.0, self._hardware.grace_seconds - 2.0)) as self._stopping:
                 while self.start < stop:
                     yield self.start
@@ -298,12 +309,15 @@ class Run:
         decimals = 17 if self._hardware.precision == "float64" else 8
         plain = {key: round(float(value), decimals) for key, value in values.items()}
         append_line(self.path / METRICS, json.dumps({"step": step + 1, **plain}))
+        self._note_phase(step + 1, plain)
+        main = self._main_text(step + 1, plain)
         if self._bar is not None:
-            shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}
-            self._bar.set_postfix(shown, refresh=False)
+            shown = (f"{key.split('/', 1)[1]}={value:.3g}" for key, value in list(plain.items())[:4])
+            self._bar.set_postfix_str(main or ", ".join(shown), refresh=False)
         if self._bar is None or self._bar.disable:
             numbers = " ".join(f"{name}={value:.4g}" for name, value in plain.items())
-            self.log_message(f"step {step + 1}/{self.total_steps} {numbers}")
+            where = ", ".join(filter(None, [f"step {step + 1}/{self.total_steps}", self._time_text(step + 1), main]))
+            self.log_message(f"{where}: {numbers}")
         if self._tracker is None:
             return
         try:
@@ -311,6 +325,31 @@ class Run:
         except OSError as error:  # the same numbers are in metrics.jsonl
             self._tracker = None
             self.log_message(f"no more metrics for {self._track}: {error}")
+
+    def _note_phase(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep at which step a phase of training began."""
+        phase = next((value for key, value in values.items() if key.endswith("/phase")), 1.0)
+        if not self._phases or self._phases[-1][1] != phase:
+            self._phases.append((self._last_logged if self._phases else 0, phase))
+        self._last_logged = step
+
+    def _time_text(self, step: int) -> str:
+        """Return the rate and the time left; "" before there is a rate."""
+        if self._began is None or (done := step - self._began[0]) < 1:
+            return ""
+        seconds = time.monotonic() - self._began[1]
+        left = datetime.timedelta(seconds=round(seconds / done * (self.total_steps - step)))
+        return f"{done / max(seconds, 1e-9):.3g} steps/s, {left} left"
+
+    def _main_text(self, step: int, values: Mapping[str, float]) -> str:
+        """Return the number that matters in this stage with its normal range; "" where it was not logged."""
+        if (key := main_metric(values)) is None:
+            return ""
+        if self._ranges is None:
+            self._ranges = normal_ranges(key.split("/")[0], self._tree)
+        text = f"{MAIN_METRICS[key]} {values[key]:.3g}"
+        bounds = range_at(self._ranges.curve(key, self._phases), step) if self._ranges is not None else None
+        return text if bounds is None else f"{text} (normal {bounds[0]:.2g} to {bounds[1]:.2g})"
 
     def log_message(self, message: str) -> None:
         """Print a message to the terminal, and append it to log.txt; rank 0 does."""

@@ -1,4 +1,7 @@
-"""reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of moving held-out clips."""
+"""reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of moving held-out clips.
+
+reconstructions.json beside it has the errors of each column, relative to the first frame held still.
+"""
 
 # B batch · T frames
 from __future__ import annotations
@@ -17,7 +20,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
-from vw2_robot.storage.files import atomic_write
+from vw2_robot.storage.files import atomic_write, write_json
 
 from ..config import TrainDLDMConfig
 from ..targets import make_control_video
@@ -37,7 +40,7 @@ def write_reconstructions(
     device: torch.device,
     rows: int = 6,
 ) -> None:
-    """Write reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of moving clips.
+    """Write reconstructions.png and reconstructions.json: first frame, target, coarse reconstruction, VDM's rendering.
 
     All ranks call it, and rank 0 writes.
 
@@ -64,16 +67,25 @@ def write_reconstructions(
         small = dldm.resized(x)
         encoded = dldm.encode(small)
         rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
-    columns = [x[:, 0], x[:, -1], resize_video(rec, *x.shape[-2:])[:, -1]]
+    columns = {
+        "first frame": x[:, 0],
+        "target": x[:, -1],
+        "coarse reconstruction": resize_video(rec, *x.shape[-2:])[:, -1],
+    }
     if vdm is not None and codec is not None:
         control = codec.encode(make_control_video(rec, size=x.shape[-2:], grayscale=phases.control_grayscale))
         noise = generator(seed, 0, stream=STREAM_IMAGE)
         # The codec is causal: latent frame 0 is that of frame 0 alone, and shows nothing of what is to be rendered.
         latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=control, generator=noise)
-        columns.append(codec.decode(latents)[:, -1])
+        columns["VDM rendering"] = codec.decode(latents)[:, -1]
     if not is_main():
         return
-    sheet = contact_sheet([to_pixels(images).detach().cpu().numpy() for images in columns])
+    # Of more than 1 a column is farther from the target than a still image: nobody should have to guess from pixels.
+    errors = {name: (images - x[:, -1]).square().mean().item() for name, images in columns.items()}
+    still = max(errors["first frame"], 1e-12)
+    relative = {name: error / still for name, error in errors.items()}
+    write_json(folder / "reconstructions.json", {"error_to_still": relative}, sealed=True)
+    sheet = contact_sheet([to_pixels(images).detach().cpu().numpy() for images in columns.values()])
     with atomic_write(folder / "reconstructions.png") as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
 

@@ -1,4 +1,4 @@
-"""Bar charts of the page: success in a row, by task and by position; average lengths beside the published ones.
+"""Bar charts and the heat map of the page: success in a row, by position and by task; average lengths beside others.
 
 A group is one line of a chart, with one bar for each rollout that has a value there.
 """
@@ -10,9 +10,10 @@ from typing import Any
 
 from ..results import CHAIN_LENGTH
 from ..statistics import wilson_interval
-from .failures import positions
+from .failures import positions, task_positions
 from .run_folders import Rollout
-from .tables import PAPER_ROWS, length_cell
+from .standing import Yardstick, yardsticks_of
+from .tables import PAPER_ROWS, length_cell, rate_cells
 
 SERIES = 6  # colors of the page
 
@@ -63,21 +64,44 @@ def longest(rollouts: Sequence[Rollout]) -> int:
     return max((len(r.summary["success_rates"]) for r in rollouts), default=CHAIN_LENGTH)
 
 
-def task_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
-    """Return the bars of each task, sorted by name; one for each rollout that attempted it."""
-    tasks = sorted({task for r in rollouts for task in r.summary["per_task"]})
-    groups = []
-    for task in tasks:
-        # A rollout that never attempted a task has no bar; a bar of 0/0 would look like a failure.
-        bars = [
-            bar(r, index, count=entry["solved"], total=entry["attempted"])
-            for index, r in enumerate(rollouts)
-            if (entry := r.summary["per_task"].get(task))
+def task_table(rollouts: Sequence[Rollout], cards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the heat map of tasks: a column for each rollout; a single one also has its positions in the chain.
+
+    Args:
+        rollouts: The rollouts of the page.
+        cards: The videos of the page; each row leads to one of a success and one of a failure.
+
+    Returns:
+        "positions": number of columns for positions, and "rows" with name, instruction, cells and videos.
+    """
+    # A task at a position of a single chain says nothing; the columns are for rollouts with many chains.
+    by_position = task_positions(rollouts[0].rows) if len(rollouts) == 1 and longest(rollouts) > 1 else {}
+    shown: dict[tuple[str, str], str] = {}
+    for card in cards:
+        for subtask in card["subtasks"]:
+            shown.setdefault((subtask["task"], subtask["state"]), card["id"])
+    rows = []
+    for task in sorted({task for r in rollouts for task in r.summary["per_task"]}):
+        entries = [r.summary["per_task"].get(task) for r in rollouts]
+        # A rollout that never attempted a task has an empty cell; 0/0 would look like a failure.
+        cells = [
+            bar(r, index, count=entry["solved"], total=entry["attempted"]) if entry else None
+            for index, (r, entry) in enumerate(zip(rollouts, entries, strict=True))
+        ]
+        cells += [
+            bar(rollouts[0], 0, count=at.solved, total=at.attempted) if at.attempted else None
+            for at in by_position.get(task, [])
         ]
         instructions = [r.provenance.get("instructions", {}).get(task) for r in rollouts]
-        instruction = next((text for text in instructions if text is not None), "")
-        groups.append({"name": task.replace("_", " "), "subtitle": instruction, "bars": bars})
-    return groups
+        rows.append(
+            {
+                "name": task.replace("_", " "),
+                "subtitle": next((text for text in instructions if text is not None), ""),
+                "cells": cells,
+                "videos": [(state, shown[task, state]) for state in ("solved", "failed") if (task, state) in shown],
+            }
+        )
+    return {"positions": longest(rollouts) if by_position else 0, "rows": rows}
 
 
 def never_reached(rollouts: Sequence[Rollout]) -> list[str]:
@@ -104,6 +128,45 @@ def position_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
             return [*groups, {"name": name, "subtitle": "no chain got here", "bars": []}]
         groups.append({"name": f"subtask {i + 1}", "subtitle": "", "bars": bars})
     return groups
+
+
+def standing(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Return the bars of the first screen: what the rollouts reached, and policies measured on the same problems."""
+    entries = []
+    yardsticks: list[Yardstick] = []
+    for index, r in enumerate(rollouts):
+        length = len(r.summary["success_rates"])
+        low, high = (value / length for value in r.summary["average_length_ci95"])
+        share = r.summary["average_length"] / length
+        if length == 1:
+            # Of single tasks the average length is the success rate, for which Wilson's interval is the right one.
+            low, high = r.summary["success_intervals95"][0]
+        entries.append(
+            {
+                "name": r.name,
+                "subtitle": "" if r.policy == r.name else r.policy,
+                "text": length_cell(r) if length > 1 else f"{rate_cells(r)[0].replace(' ', ' % ', 1)}",
+                "share": share,
+                "low": low,
+                "high": high,
+                "color": color(index),
+                "published": False,
+            }
+        )
+        yardsticks += [one for one in yardsticks_of(r) if one not in yardsticks]
+    return entries + [
+        {
+            "name": one.name,
+            "subtitle": one.measured,
+            "text": one.text,
+            "share": one.share,
+            "low": one.low,
+            "high": one.high,
+            "color": 0,
+            "published": True,
+        }
+        for one in yardsticks
+    ]
 
 
 def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:

@@ -12,11 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vw2_robot.errors import require
+from vw2_robot.storage.normal_ranges import NormalRanges, phases_of, range_at
 
 Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 MAX_POINTS = 300
+LAST_VALUES = 5
+"""of a curve that are compared with its normal range; single batches scatter"""
+NORMAL = 7
+"""number of the page's color of normal ranges, after those of the lines"""
 # Explained change with other codes than the right ones.
 OTHER_CODES = re.compile(r"explained_change_(?:shuffled|null)(?=_t)")
 EXPLAINED = {"": "right codes", "_shuffled": "those of another clip", "_null": "null codes"}
@@ -30,16 +36,17 @@ class Panel(NamedTuple):
     """One small figure.
 
     title: what it shows. svg: the plot. caption: how to read it. legend: (color 1..6 or 0 for none, text), with final
-    values.
+    values. state: "normal", "above" or "below" at the end of training; empty without a normal range.
     """
 
     title: str
     svg: str
     caption: str
     legend: list[tuple[int, str]]
+    state: str = ""
 
 
-def training_panels(records: Series, *, ids: str) -> list[Panel]:
+def training_panels(records: Series, *, ids: str, ranges: NormalRanges | None = None) -> list[Panel]:
     """Return one panel per quantity.
 
     `validation_x` is plotted in the panel of `x`, explained change with shuffled and with null codes in that with the
@@ -48,16 +55,14 @@ def training_panels(records: Series, *, ids: str) -> list[Panel]:
     Args:
         records: Metric key -> (train steps, values).
         ids: Prefix of ids in the SVG; must be unique within a page.
+        ranges: Of the reference runs, drawn in gray behind the first line of each panel; None: not drawn.
     """
     bands = {key: (f"{key}_low", f"{key}_high") for key in records if {f"{key}_low", f"{key}_high"} <= records.keys()}
     bounds = {bound for pair in bands.values() for bound in pair}
     # Metric -> the one whose panel it joins; None: a panel of its own.
     partners = {key: _partner(key, records) for key in records if "/validation_" in key or OTHER_CODES.search(key)}
     phase = next((key for key in records if key.endswith("/phase")), None)
-    changes: list[tuple[int, int]] = []  # (last step before the change, number of the new phase)
-    if phase is not None:
-        steps, phases = records[phase]
-        changes = [(steps[i - 1], int(phases[i])) for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
+    phases = phases_of(*(records[phase] if phase is not None else ([], [])))
     panels: list[Panel] = []
     for key in records:
         if key == phase or partners.get(key) or key in bounds:
@@ -72,7 +77,10 @@ def training_panels(records: Series, *, ids: str) -> list[Panel]:
             for one in keys
             if one in bands
         }
-        panels.append(_training_panel(_quantity(key), lines, changes, bands=around, ids=f"{ids}-{len(panels)}"))
+        normal = ranges.curve(key, phases) if ranges is not None else []
+        panels.append(
+            _training_panel(_quantity(key), lines, phases[1:], bands=around, normal=normal, ids=f"{ids}-{len(panels)}")
+        )
     return panels
 
 
@@ -97,12 +105,22 @@ def _quantity(key: str) -> str:
 def _training_panel(
     title: str,
     lines: Series,
-    changes: Sequence[tuple[int, int]],
+    changes: Sequence[tuple[int, float]],
     *,
     bands: Mapping[str, tuple[Mapping[int, float], Mapping[int, float]]],
+    normal: Sequence[tuple[list[float], ...]],
     ids: str,
 ) -> Panel:
-    """Return the panel of some lines; `bands`: name of a line -> its lower and upper bound by train step."""
+    """Return the panel of some lines.
+
+    Args:
+        title: Of the panel.
+        lines: Name -> (train steps, values).
+        changes: Last step before a change of phase, and number of the new phase.
+        bands: Name of a line -> its lower and upper bound by train step.
+        normal: The normal range of the first line: steps, lower and upper bounds of each phase.
+        ids: Prefix of ids in the SVG.
+    """
     figure, axes = _axes()
     caption = ""
     for (name, (steps, values)), color in zip(lines.items(), LINES, strict=False):
@@ -125,14 +143,58 @@ def _training_panel(
     is_falling = all(v[0] > v[-1] for _, v in lines.values())
     if is_falling and values.min() > 0 and values.max() / values.min() > 50:
         axes.set_yscale("log")
+    if normal:
+        _plot_normal(axes, normal, values)
     for step, number in changes:
         axes.axvline(step, color=GRID, linewidth=1.5)
-        _note(axes, f"phase {number}", at=(step, 1), coords=("data", "axes fraction"), shift=(0, 3))
+        _note(axes, f"phase {number:g}", at=(step, 1), coords=("data", "axes fraction"), shift=(0, 3))
     labels = [name if len(lines) > 1 else "last" for name in lines]
     legend = [
         (i, f"{label} {v[-1]:.4g}") for i, (label, (_, v)) in enumerate(zip(labels, lines.values(), strict=True), 1)
     ]
-    return Panel(title, _svg(figure, ids=ids), caption, legend)
+    state = end_state(*next(iter(lines.values())), normal)
+    if state:
+        legend.append((NORMAL, "normal range"))
+    return Panel(title, _svg(figure, ids=ids), caption, legend, state)
+
+
+def _plot_normal(axes: Any, normal: Sequence[tuple[list[float], ...]], values: NDArray[np.float64]) -> None:
+    """Plot a normal range behind the lines that are there; `values`: of these lines.
+
+    A range reaches farther than a short run, and its begin is wide: the axes stay those of the lines, with at most
+    the height of the lines above and below them, a factor of ten on a logarithmic axis.
+    """
+    left, right = axes.get_xlim()
+    for steps, lower, upper in normal:
+        axes.fill_between(steps, lower, upper, color=INK, alpha=0.22, linewidth=0, zorder=0)
+    bottom, top = axes.get_ylim()
+    height = float(np.ptp(values)) or abs(float(values[0])) or 1.0
+    lowest, highest = values.min() - height, values.max() + height
+    if axes.get_yscale() == "log":
+        lowest, highest = values.min() / 10, values.max() * 10
+    axes.set(xlim=(left, right), ylim=(max(bottom, lowest), min(top, highest)))
+
+
+def end_state(steps: Sequence[int], values: Sequence[float], normal: Sequence[tuple[list[float], ...]]) -> str:
+    """Return "normal", "above" or "below": where most of the last values that have a normal range lie.
+
+    Args:
+        steps: Train steps.
+        values: Logged values.
+        normal: The normal range: steps, lower and upper bounds of each phase.
+
+    Returns:
+        The state; empty without a range at any of the steps.
+    """
+    known = [
+        (value, bounds)
+        for step, value in zip(steps, values, strict=True)
+        if (bounds := range_at(normal, step)) is not None
+    ]
+    states = [
+        "below" if value < low else "above" if value > high else "normal" for value, (low, high) in known[-LAST_VALUES:]
+    ]
+    return max(("normal", "above", "below"), key=states.count) if states else ""
 
 
 def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float], int]:

@@ -63,6 +63,21 @@ def positions(rows: Sequence[Row]) -> list[PositionStats]:
     return found
 
 
+def task_positions(rows: Sequence[Row]) -> dict[str, list[PositionStats]]:
+    """Return for each task its attempts and successes at each position of the chain, sorted by task."""
+    length = max((len(row["subtasks"]) for row in rows), default=0)
+    attempted: dict[str, list[int]] = {}
+    solved: dict[str, list[int]] = {}
+    for row in rows:
+        for position, task in enumerate(row["subtasks"][: len(row["env_steps"])]):
+            attempted.setdefault(task, [0] * length)[position] += 1
+            solved.setdefault(task, [0] * length)[position] += position < row["solved"]
+    return {
+        task: [PositionStats(i + 1, count, solved[task][i]) for i, count in enumerate(counts)]
+        for task, counts in sorted(attempted.items())
+    }
+
+
 def endings(rows: Sequence[Row]) -> list[Ending]:
     """Return the tasks that ended a chain, the most frequent first."""
     length = max((len(row["subtasks"]) for row in rows), default=0)

@@ -14,13 +14,15 @@ from vw2_robot.errors import InputError
 
 from ..evaluate import Row
 from ..recording import recording_path
+from ..results import RERUN
 from ..video import VideoPaths
 from .bars import color
 from .inline_files import data_uri, lies_in
 from .run_folders import Rollout
+from .schemas import EXPECTED, read_checked
 from .strips import Strip, plot_strip, read_recording
 
-MAX_VIDEOS = 24
+MAX_VIDEOS = 72  # both outcomes of the 34 tasks
 
 
 def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
@@ -57,6 +59,7 @@ def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[
             if size <= budget:
                 budget -= size
                 card = {
+                    "id": f"video-{index}-{row['sequence']}",
                     "index": index,
                     "run": rollout.name,
                     "color": color(index),
@@ -72,6 +75,18 @@ def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[
         left_out.append(f"{rollout.name}/videos/{paths.video.name}")
     # Chosen in turns, shown rollout by rollout.
     return sorted(cards, key=lambda card: (card["index"], -card["solved"], card["number"])), left_out
+
+
+def expected_sheets(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
+    """Return what the policies expected beside what happened, of the rollouts that have it (`rollouts.expected`)."""
+    sheets = []
+    for rollout in rollouts:
+        image = rollout.path / "expected.jpg"
+        content = read_checked(rollout.path / "expected.json", EXPECTED, cure=RERUN)
+        if content is not None and lies_in(rollout.path, image):
+            better = sum(one["psnr"] > one["psnr_still"] for one in content["chains"])
+            sheets.append({"run": rollout.name, "image": data_uri(image, "image/jpeg"), "better": better, **content})
+    return sheets
 
 
 def _action_strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None:

@@ -24,18 +24,21 @@ from vw2_robot.errors import require
 from vw2_robot.limits import Unbounded
 from vw2_robot.storage.files import write_text
 from vw2_robot.storage.locks import lock_folder
+from vw2_robot.storage.normal_ranges import MAIN_METRICS, main_metric
 
 from ..results import five_lines, percent
-from .bars import length_bars, longest, never_reached, position_groups, success_groups, task_groups
-from .curves import code_usage_panel, training_panels
-from .gallery import video_cards
+from .bars import length_bars, longest, never_reached, position_groups, standing, success_groups, task_table
+from .curves import Panel, code_usage_panel, training_panels
+from .gallery import expected_sheets, video_cards
 from .inline_files import data_uri
 from .latent_section import LatentReport, latent_section, read_latent_reports
 from .run_folders import Rollout, Stage, discover
 from .side_by_side import comparisons, provenance_table, rollout_facts
+from .standing import against_what, how_sure
 from .tables import PAPER_ROWS, latex, length_cell, markdown, number, rate_cells, signed
 
 MAX_QUANTITIES = 4  # of a training stage in the summary; each one has a panel below
+RECONSTRUCTION_COLUMNS = ["first frame", "target", "coarse reconstruction", "VDM rendering"]
 VIDEO_MEGABYTES = 12.0  # leaves room below 20 MB for everything else
 
 
@@ -124,13 +127,15 @@ def render(
         rollouts=[rollout_facts(i, r) for i, r in enumerate(rollouts)],
         chain_length=longest(rollouts),
         success=success_groups(rollouts),
-        tasks=task_groups(rollouts),
+        tasks=task_table(rollouts, cards),
+        standing=standing(rollouts),
         never=never_reached(rollouts),
         positions=position_groups(rollouts),
         lengths=length_bars(rollouts),
         comparison=comparisons(rollouts),
         provenance=provenance_table(rollouts),
         cards=cards,
+        expected=expected_sheets(rollouts),
         left_out=left_out,
         stages=stage_cards,
         latents=latent_section(latents, environment),
@@ -158,32 +163,65 @@ def _environment() -> Any:
 
 def _summary_card(rollout: Rollout) -> dict[str, Any]:
     """Return the card at the top of the page."""
-    lines = five_lines(rollout.summary)
+    lines = dict(five_lines(rollout.summary, policy=rollout.source))
     return {
         "name": rollout.name,
+        "sure": how_sure(rollout),
+        "against": against_what(rollout),
         "length": length_cell(rollout).split(" ", 1),
         "chain_length": len(rollout.summary["success_rates"]),
         "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
         # Average length and success are shown large above these lines.
-        "lines": [line for line in lines if line[0] not in ("average length", "success %")],
+        "lines": [lines[name] for name in ("policy", "world", "chains")],
     }
 
 
 def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
     """Return what the page needs of one stage; `ids`: prefix of ids in its figures."""
-    last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
-    # The number of the phase and the gradient norm say little about how well the training went.
-    texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
-    shown = ", ".join(texts[:MAX_QUANTITIES])
+    ranges = stage.normal_ranges()
+    panels = training_panels(stage.records, ids=ids, ranges=ranges)
+    compared = [panel for panel in panels if panel.state]
     return {
-        "line": (stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"),
+        "line": (stage.name, _stage_line(stage, panels)),
         "name": stage.name,
         "train_steps": stage.last_step,
-        "panels": training_panels(stage.records, ids=ids),
+        "panels": panels,
+        "ranges": ranges,
+        "compared": len(compared),
+        "unusual": [panel for panel in compared if panel.state != "normal"],
         "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
         "images": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
+        "columns": list(stage.column_errors) or RECONSTRUCTION_COLUMNS,
+        "rendering": _rendering_note(stage),
         "config": stage.config,
     }
+
+
+def _stage_line(stage: Stage, panels: Sequence[Panel]) -> str:
+    """Return the numbers of a stage for the first screen: the one that matters, with its normal range if known."""
+    if not stage.records:
+        return "nothing logged yet"
+    if (key := main_metric(stage.records)) is not None:
+        shown = [f"{MAIN_METRICS[key]} {stage.records[key][1][-1]:.3g}"]
+    else:
+        # The number of the phase and the gradient norm say little about how well the training went.
+        last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
+        texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
+        shown = texts[:MAX_QUANTITIES]
+    if compared := [panel.state for panel in panels if panel.state]:
+        shown.append(f"{compared.count('normal')} of {len(compared)} quantities normal at the end")
+    return f"{stage.last_step:,} steps; {', '.join(shown)}"
+
+
+def _rendering_note(stage: Stage) -> str:
+    """Return how far the columns of the reconstructions are from their targets; "" where that is not known."""
+    known = {name: error for name, error in stage.column_errors.items() if name not in ("first frame", "target")}
+    if not known:
+        return ""
+    text = "Error to the target, a still image being 1: " + ", ".join(f"{k} {v:.2f}" for k, v in known.items()) + "."
+    if worse := [name for name, error in known.items() if error > 1]:
+        text += f" Above 1 ({' and '.join(worse)}) nothing but noise need be seen: trained too briefly, or not at all."
+    return text
 
 
 def main(config: ReportConfig) -> None:

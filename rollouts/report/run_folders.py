@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import MAX_JSON_BYTES, read_text, read_yaml
+from vw2_robot.storage.normal_ranges import NormalRanges, normal_ranges
 
 from ..evaluate import Row
-from ..results import RERUN, read_results, read_seconds, summarize
+from ..results import RERUN, policy_name, read_results, read_seconds, summarize
 from ..video import VideoPaths, video_paths
 from .inline_files import lies_in
-from .schemas import CODES, COMPARISON, MAX_NUMBER, PROVENANCE, SUMMARY, read_checked
+from .schemas import CODES, COMPARISON, MAX_NUMBER, PROVENANCE, RECONSTRUCTIONS, SUMMARY, read_checked
 
 STAGE_ORDER = ("vdm", "dldm", "latents", "policy", "finetune")
 SKIPPED = {"checkpoints", "tensorboard", "videos"}
@@ -38,16 +40,25 @@ class Stage:
         path: Its folder.
         records: Metrics by key as (train steps, values), in file order.
         config: Content of config.yaml, "" without one.
+        settings: The same as nested values.
         codes: Content of codes.json, None without one.
         reconstructions: Image of reconstructed clips, None without one.
+        column_errors: Its columns, with their error relative to that of a still image; empty where that is not known.
     """
 
     name: str
     path: Path
     records: dict[str, tuple[list[int], list[float]]]
     config: str
+    settings: dict[str, Any]
     codes: dict[str, Any] | None
     reconstructions: Path | None
+    column_errors: dict[str, float]
+
+    def normal_ranges(self) -> NormalRanges | None:
+        """Return the normal ranges of this kind of stage; None without a reference run or a configuration."""
+        kind = next(iter(self.records), "").split("/")[0]
+        return normal_ranges(kind, with_new_keys(self.settings)) if self.settings else None
 
     @property
     def last_step(self) -> int:
@@ -67,6 +78,7 @@ class Rollout:
         provenance: Content of provenance.json, empty without one.
         config: Content of config.yaml, "" without one.
         num_requested: Number of chains requested; more than the summary counts while the rollout is running.
+        source: What the rollout was given as policy, "" where that is not known.
     """
 
     name: str
@@ -76,6 +88,12 @@ class Rollout:
     provenance: dict[str, Any]
     config: str
     num_requested: int
+    source: str = ""
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy as the user gave it; all checkpoints have the same one in their metadata."""
+        return policy_name(self.source) or str(self.summary["policy"])
 
     def videos(self) -> list[tuple[Row, VideoPaths]]:
         """Return the chains that have a video, most solved first; the recording may be missing on disk."""
@@ -157,13 +175,17 @@ def labels(roots: Sequence[Path]) -> list[str]:
 
 def _read_stage(name: str, folder: Path) -> Stage:
     image = folder / "reconstructions.png"
+    config, settings = _config(folder / "config.yaml")
+    errors = read_checked(folder / "reconstructions.json", RECONSTRUCTIONS, cure="train this stage again, or delete it")
     return Stage(
         name=name,
         path=folder,
         records=read_metrics(folder / "metrics.jsonl"),
-        config=_config_text(folder / "config.yaml"),
+        config=config,
+        settings=settings,
         codes=read_checked(folder / "codes.json", CODES, cure="train this stage again, or delete the file"),
         reconstructions=image if lies_in(folder, image) else None,
+        column_errors=(errors or {}).get("error_to_still", {}),
     )
 
 
@@ -224,12 +246,15 @@ def _read_rollout(name: str, folder: Path) -> Rollout:
     is_decided = comparison.get("decided_after") == summary["num_sequences"]
     num_sequences = int(summary["num_sequences"])
     num_requested = num_sequences if is_decided else int(provenance.get("num_sequences", num_sequences))
-    return Rollout(name, folder, summary, rows, provenance, _config_text(folder / "config.yaml"), num_requested)
+    config, settings = _config(folder / "config.yaml")
+    source = settings.get("policy")
+    return Rollout(
+        name, folder, summary, rows, provenance, config, num_requested, source if isinstance(source, str) else ""
+    )
 
 
-def _config_text(path: Path) -> str:
-    """Return a configuration as text, "" where there is none."""
+def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return a configuration as text and as nested values, both empty where there is none."""
     if not lies_in(path.parent, path):
-        return ""
-    read_yaml(path, cure=COPY)  # for its checks alone: a damaged file is named here
-    return read_text(path, cure=COPY)
+        return "", {}
+    return read_text(path, cure=COPY), read_yaml(path, cure=COPY)

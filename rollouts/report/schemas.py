@@ -62,6 +62,15 @@ def is_frequencies(value: Any) -> bool:
     return is_list(value, lambda entry: is_number(entry) and entry >= 0)
 
 
+def _is_expectation(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(is_number(value.get(key)) for key in ("chain", "env_step", "psnr", "psnr_still"))
+        and isinstance(value.get("instruction"), str)
+        and isinstance(value.get("solved"), bool)
+    )
+
+
 SUMMARY: Schema = {
     "num_sequences": (True, lambda value: is_count(value) and value > 0),
     "success_rates": (True, lambda value: is_list(value, is_number) and 1 <= len(value) <= 100),
@@ -91,6 +100,15 @@ CODES: Schema = {
     "by_slot": (False, lambda value: value is None or is_list(value, is_frequencies)),
     "used": (False, is_count),
     "perplexity": (False, is_number),
+}
+
+
+EXPECTED: Schema = {
+    "offsets": (True, lambda value: is_list(value, is_count)),
+    "chains": (True, lambda value: is_list(value, _is_expectation) and len(value) > 0),
+}
+RECONSTRUCTIONS: Schema = {
+    "error_to_still": (True, lambda value: is_table(value, is_number) and 3 <= len(value) <= 4),
 }
 
 

@@ -37,8 +37,9 @@ def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
             "color": color(index),
             "differs": differing_keys(first.summary["env"], rollout.summary["env"]),
             "chains": 0,
+            "problems": different_problems(rollout.provenance, first.provenance),
         }
-        if not different_problems(rollout.provenance, first.provenance) and paired_rows(rollout.rows, first.rows):
+        if not entry["problems"] and paired_rows(rollout.rows, first.rows):
             result = compare(rollout.rows, first.rows)
             entry |= {
                 "chains": result["chains"],
@@ -117,7 +118,7 @@ def _provenance_facts(rollout: Rollout) -> dict[str, Any]:
     policy = provenance.get("policy", {})
     results = rollout.path / "results.jsonl"
     return {
-        "policy": summary["policy"],
+        "policy": rollout.policy,
         "policy hash": summary["policy_hash"] or "none (no weights)",
         "action labels": labels_text(summary["label_fraction"]),
         **{name.replace("_", " "): policy.get(name) for name in POLICY_FACTS},

@@ -62,7 +62,7 @@ def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
         ]
         body = []
         for r in rollouts:
-            names = [r.name, r.summary["policy"], labels_text(r.summary["label_fraction"])]
+            names = [r.name, r.policy, labels_text(r.summary["label_fraction"])]
             rates = rate_cells(r, columns=CHAIN_LENGTH)
             body.append([*map(_md, names), str(r.summary["num_sequences"]), *rates, length_cell(r)])
         parts.append(

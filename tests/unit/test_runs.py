@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
 from vw2_robot.random_numbers import generator
 from vw2_robot.runs import Run
+from vw2_robot.storage.normal_ranges import NormalRanges
 
 CONFIG = {"optim": {"lr": 1e-3, "beta": 0.9}, "levels": [8, 5], "seed": 0}
 
@@ -329,9 +331,23 @@ def test_metrics_are_plain_numbers_and_people_get_a_line(tmp_path, capsys):
     run = open_run(tmp_path / "r")
     run.log(1, {"test/loss": torch.tensor(0.1), "test/phase": 2})
     assert json.loads((tmp_path / "r" / "metrics.jsonl").read_text()) == {"step": 2, "test/loss": 0.1, "test/phase": 2}
-    assert "[test] step 2/10 test/loss=0.1" in capsys.readouterr().out
+    assert "[test] step 2/10: test/loss=0.1" in capsys.readouterr().out
     assert "test/loss=0.1" in (tmp_path / "r" / "log.txt").read_text()
     run.close()
+
+
+def test_a_line_says_how_fast_how_long_and_how_the_number_that_matters_compares(tmp_path, capsys, monkeypatch):
+    curve = {"steps": [1, 4], "low": [0.1, 0.1], "high": [0.9, 0.9]}
+    ranges = NormalRanges(4, {"1": {"vdm/validation_loss": curve}}, {"1": 4}, (), True)
+    monkeypatch.setattr("vw2_robot.runs.normal_ranges", lambda stage, config: ranges if stage == "vdm" else None)
+    with open_run(tmp_path / "r") as run:
+        run.begin()
+        for step in run.steps(2):
+            run.log(step, {"vdm/validation_loss": 0.5})
+    assert re.search(
+        r"step 2/10, [\d.e+]+ steps/s, 0:00:0\d left, held-out denoising loss 0.5 \(normal 0.1 to 0.9\): vdm",
+        capsys.readouterr().out,
+    )
 
 
 def test_generators_depend_on_seed_stream_and_step_and_on_nothing_else():

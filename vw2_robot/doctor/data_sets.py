@@ -81,19 +81,17 @@ def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
     """Yield the folders of data sets with their format."""
     if any((folder / name).is_file() for name in OUR_RUNS):
         return
-    # A folder above the versions of an RLDS set gives each version as a data set.
     kind = recognize(folder)
-    versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
-    if kind == "rlds" and not (folder / "features.json").is_file():
-        yield from ((version, kind) for version in versions)
-    elif kind is not None and (
-        # Videos form a data set if they lie in the folder itself, or in every folder inside it, as splits.
-        kind != "video"
-        or has_videos(folder, below=False)
+    # Above RLDS sets: versions of one, or sets of other formats beside it, as in a folder of runs.
+    is_above = kind == "rlds" and not (folder / "features.json").is_file()
+    # Videos form a data set if they lie in the folder itself, or in every folder inside it, as splits.
+    is_set = kind != "video" or (
+        has_videos(folder, below=False)
         or all(has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry))
-    ):
+    )
+    if kind is not None and is_set and not is_above:
         yield folder, kind
-    elif depth > 0:
+    elif depth > 0 or is_above:
         for inside in sorted(entry for entry in folder.iterdir() if _is_open(entry)):
             yield from _candidates(inside, depth - 1)
 

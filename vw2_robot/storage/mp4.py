@@ -1,4 +1,4 @@
-"""A writer of H.264 mp4 videos that every browser plays, by the ffmpeg of imageio-ffmpeg (extra `report`).
+"""H.264 mp4 videos that every browser plays, written and read by the ffmpeg of imageio-ffmpeg (extra `report`).
 
 ffmpeg runs in a process of its own and gets the frames through a pipe. A video is written under a temporary name and
 renamed once ffmpeg has ended without an error. One encoder thread: the same frames give the same bytes.
@@ -19,6 +19,27 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage.files import atomic_write, full_disk_error
+
+
+def read_mp4(path: Path, *, height: int, width: int) -> NDArray[np.uint8]:
+    """Return all frames of a video, uint8 [T, H, W, 3].
+
+    Args:
+        path: the mp4.
+        height: of its frames.
+        width: of its frames.
+
+    Raises:
+        InputError: it is damaged, or its frames have another size.
+        MissingExtraError: imageio-ffmpeg is not installed.
+    """
+    program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+    command = [program, "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0 or not done.stdout or len(done.stdout) % (height * width * 3):
+        why = done.stderr.decode(errors="replace").strip()[:200] or f"its frames are not {width} x {height}"
+        raise InputError(f"{path} cannot be read: {why}; copy it again, or delete it")
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
 class Mp4Writer:

@@ -108,6 +108,12 @@ def test_several_versions_of_a_set_are_several_sets(tmp_path):
     assert versions == ["0.1.0", "1.0.0"]
 
 
+def test_a_folder_of_runs_shows_every_set_that_was_recorded_there(tmp_path):
+    write_rlds(tmp_path / "arms")  # as vw2-record writes it, without a folder for the version
+    write_lerobot(tmp_path / "calvin")
+    assert sorted(one.format for one in find_data_sets([tmp_path], depth=1)) == ["lerobot", "rlds"]
+
+
 def test_a_set_reached_by_two_ways_is_listed_once(tmp_path):
     write_rlds(tmp_path / "bridge_dataset" / "1.0.0")
     assert len(find_data_sets([tmp_path, tmp_path / "bridge_dataset"], depth=3)) == 1

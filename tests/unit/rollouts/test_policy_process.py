@@ -112,7 +112,7 @@ def test_forked_workers_have_the_policy_and_their_ends_are_known(config, countin
     build, lost = functools.partial(open_worker, settings, protocol, served.metadata), []
     pool = WorkerPool(build, name="worker", retries=1, on_loss=lost.append, start_worker=served.fork_worker)
     chains = counting_world.CountingBenchmark().sequences(6)
-    jobs = [ChainJob(chain, {}) for chain in chains]
+    jobs = [ChainJob(chain, ()) for chain in chains]
     try:
         assert served.forks_workers
         rows = sorted((row for row, _ in pool.run(jobs, workers=2)), key=lambda row: row["sequence"])

@@ -121,7 +121,7 @@ def test_a_whole_line_that_is_no_row_is_an_error_with_its_number(tmp_path, line)
 
 
 def test_the_five_lines_carry_every_number_with_its_interval():
-    lines = dict(results.five_lines(results.summarize(ROWS, ORIGIN, seconds=2.0)))
+    lines = dict(results.five_lines(results.summarize(ROWS, ORIGIN, seconds=2.0), policy=""))
     assert len(lines) == 5
     assert lines["average length"].startswith("2.00 of 5 [")
     assert lines["success %"].count("[") == 5

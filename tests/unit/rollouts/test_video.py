@@ -112,29 +112,45 @@ def test_videos_play_in_real_time_and_never_too_fast(n_action_steps):
     assert video.fps * video.steps_per_frame == 30.0
 
 
-def test_half_of_the_chains_kept_are_the_best_and_half_the_worst():
-    solved = {0: 1, 1: 5, 2: 0, 3: 5, 4: 2, 5: 4, 6: 1}
-    assert select_chains(solved, 4) >= {1, 3, 2}
-    assert len(select_chains(solved, 4)) == 4
-    assert select_chains(solved, 1) == {1}
-    assert select_chains(solved, 0) == set()
-    assert select_chains(solved, 100) == set(solved)
+def chain(number, solved, tasks="abcde"):
+    return {"sequence": number, "subtasks": list(tasks), "solved": solved}
 
 
-@given(st.dictionaries(st.integers(0, 60), st.integers(0, 5), max_size=30), st.integers(0, 8), st.data())
-def test_a_chain_kept_in_the_end_is_kept_in_every_part_that_holds_it(solved, count, data):
-    part = data.draw(st.sets(st.sampled_from(sorted(solved)))) if solved else set()
-    final = select_chains(solved, count)
-    assert final & part <= select_chains({number: solved[number] for number in part}, count)
+CHAINS = st.lists(st.tuples(st.integers(0, 2), st.permutations("abc")), max_size=16).map(
+    lambda entries: [chain(number, *entry) for number, entry in enumerate(entries)]
+)
 
 
-@given(st.permutations(range(12)), st.lists(st.integers(0, 5), min_size=12, max_size=12), st.integers(1, 6))
-def test_deciding_from_the_kept_ones_alone_gives_the_same_selection(order, outcomes, count):
-    kept: dict[int, int] = {}
-    for number in order:
-        candidates = {**kept, number: outcomes[number]}
-        kept = {n: candidates[n] for n in select_chains(candidates, count)}
-    assert set(kept) == select_chains(dict(enumerate(outcomes)), count)
+def test_half_of_the_chains_kept_are_the_best_and_half_failures_of_different_tasks():
+    rows = [chain(number, solved) for number, solved in enumerate([1, 5, 0, 5, 2, 4, 1])]
+    assert {1, 3} <= select_chains(rows, 4)
+    kept = select_chains(rows, 6)
+    assert len(kept) == 6
+    assert len({rows[number]["solved"] for number in kept - {1, 3, 5}}) == 3
+    assert select_chains(rows, 1) == {1}
+    assert select_chains(rows, 0) == set()
+    assert select_chains(rows, 100) == set(range(7))
+
+
+def test_of_single_tasks_one_of_each_outcome_is_kept():
+    rows = [chain(number, number % 2, tasks=["abc"[number // 4]]) for number in range(12)]
+    kept = [rows[number] for number in select_chains(rows, 6)]
+    assert {(row["subtasks"][0], row["solved"]) for row in kept} == {(task, s) for task in "abc" for s in (0, 1)}
+
+
+@given(CHAINS, st.integers(0, 8), st.data())
+def test_a_chain_kept_in_the_end_is_kept_in_every_part_that_holds_it(rows, count, data):
+    part = data.draw(st.sets(st.sampled_from(range(len(rows)))) if rows else st.just(set()))
+    assert select_chains(rows, count) & part <= select_chains([rows[number] for number in part], count)
+
+
+@given(CHAINS, st.randoms(use_true_random=False), st.integers(1, 6))
+def test_deciding_from_the_kept_ones_alone_gives_the_same_selection(rows, random, count):
+    kept = []
+    for row in random.sample(rows, len(rows)):
+        numbers = select_chains([*kept, row], count)
+        kept = [one for one in [*kept, row] if one["sequence"] in numbers]
+    assert {row["sequence"] for row in kept} == select_chains(rows, count)
 
 
 def test_dropping_videos_leaves_the_others(tmp_path):

@@ -17,6 +17,7 @@ from vw2_robot.rollouts.report.report import write_report
 from vw2_robot.rollouts.report.run_folders import discover
 from vw2_robot.rollouts.report.tables import latex
 from vw2_robot.storage.files import read_json
+from vw2_robot.storage.normal_ranges import NormalRanges
 
 STAGES = {
     "vdm": ["vdm/denoising_loss", "vdm/validation_loss"],
@@ -98,7 +99,7 @@ def everything(runs):
 
 def test_a_full_report_has_every_section(everything):
     page = Page(everything)
-    sections = ["summary", "success", "comparison", "published", "tasks", "failures", "videos"]
+    sections = ["summary", "videos", "comparison", "tasks", "failures", "success", "published"]
     sections += ["training", "codes", "reconstructions", "provenance"]
     assert [name for name in page.ids if name in sections] == sections
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
@@ -130,8 +131,8 @@ def test_videos_are_inside_and_are_the_files_on_disk(everything, runs):
 
 def test_a_video_card_has_instruction_task_and_outcome(everything):
     text = Page(everything).text
-    assert "partial · 4/5" in text
-    assert "failure · 0/5" in text
+    assert "4 of 5 solved" in text
+    assert "0 of 5 solved" in text
     assert "please push" in text
 
 
@@ -169,7 +170,7 @@ def test_tables_hold_every_rollout_with_intervals(runs):
     markdown = (runs / "out" / "table.md").read_text(encoding="utf-8")
     tex = (runs / "out" / "table.tex").read_text(encoding="utf-8")
     for name in ("first/rollout", "weak"):
-        assert f"| {name} | scripted | 10 % | 6 |" in markdown
+        assert f"| {name} | demonstrator | 10 % | 6 |" in markdown
         assert f"{name} & 10 \\% & 6 &" in tex
     widths = {line.count("|") for line in markdown.split("\n\n")[0].splitlines()}
     assert len(widths) == 1
@@ -359,6 +360,16 @@ def test_a_change_of_phase_is_marked_in_every_panel():
     records = {"d/phase": ([1, 2, 3], [1.0, 1.0, 2.0]), "d/loss": ([1, 2, 3], [3.0, 2.0, 1.0])}
     (panel,) = training_panels(records, ids="f")
     assert "phase 2" in panel.svg
+
+
+def test_a_curve_beyond_its_normal_range_is_named_and_one_within_is_not():
+    curve = {"steps": [10, 40], "low": [1.0, 1.0], "high": [2.0, 2.0]}
+    ranges = NormalRanges(4, {"1": {"a/loss": curve, "a/ratio": curve}}, {"1": 40}, (), True)
+    steps = [10, 20, 30, 40]
+    records = {"a/loss": (steps, [1.5] * 4), "a/ratio": (steps, [1.5, 3.0, 3.0, 3.0]), "a/other": (steps, [1.0] * 4)}
+    panels = training_panels(records, ids="f", ranges=ranges)
+    assert [panel.state for panel in panels] == ["normal", "above", ""]
+    assert ["normal range" in dict(panel.legend).values() for panel in panels] == [True, True, False]
 
 
 def test_ids_of_figures_are_unique_in_a_page(everything):
