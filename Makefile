@@ -64,7 +64,7 @@ DEMO_STARTS := protocol=single rollouts_per_task=12 sequences=[14000:14012,12000
 
 demo: $(READY) ## the whole chain, small: watch, record, pre-train, fine-tune, roll out; the report grows meanwhile
 	@export $(DEMO_ENV); started=$$SECONDS; \
-	say() { printf '\n== %s (%d s so far)\n' "$$1" $$((SECONDS - started)); shift; printf '   %s\n' "$$@"; }; \
+	say() { printf '\n== %s (%d s so far)\n' "$$1" $$((SECONDS - started)); shift; for line; do echo "   $$line"; done; }; \
 	page() { $(BIN)/vw2-report runs=[$(DEMO)] out=$(DEMO)/report title="make demo"; }; \
 	pretrain() { $(BIN)/pretrain-on-openx data=rlds data.path=$(DEMO)/arms model=demo run_dir=$(DEMO)/pretrain stages=$$1; }; \
 	say "0/6 what comes out: the policy of the package, trained for longer, does three tasks in closed loop" \
@@ -90,7 +90,7 @@ demo: $(READY) ## the whole chain, small: watch, record, pre-train, fine-tune, r
 	    latent_steps=2 n_action_steps=2 head_lr_mult=1.0 aids.pose_weight=1.0 \
 	    loop.train_steps=1200 loop.optim.lr=1.0e-3 loop.log_every=100; page; \
 	say "6/6 the policy that was just trained, from the same starts as in 0/6"; \
-	$(BIN)/vw2-rollout policy=$(DEMO)/finetune $(DEMO_STARTS) run_dir=$(DEMO)/rollout; page; \
+	$(BIN)/vw2-rollout policy=$(DEMO)/finetune $(DEMO_STARTS) run_dir=$(DEMO)/trained; page; \
 	echo "Watch your policy do what you type: $(BIN)/vw2-live policy=$(DEMO)/finetune (%d s in all)" | sed "s/%d/$$((SECONDS - started))/"
 
 prior: $(READY) ## the video prior from an empty folder: recordings, rendered in sampled appearances, then training; 80 minutes
