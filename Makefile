@@ -90,8 +90,8 @@ demo: $(READY) ## the whole chain, small: watch, record, pre-train, fine-tune, r
 	    latent_steps=2 n_action_steps=2 head_lr_mult=1.0 aids.pose_weight=1.0 \
 	    loop.train_steps=1200 loop.optim.lr=1.0e-3 loop.log_every=100; page; \
 	say "6/6 the policy that was just trained, from the same starts as in 0/6"; \
-	$(BIN)/vw2-rollout policy=$(DEMO)/finetune $(DEMO_STARTS) run_dir=$(DEMO)/trained; page; \
-	echo "Watch your policy do what you type: $(BIN)/vw2-live policy=$(DEMO)/finetune (%d s in all)" | sed "s/%d/$$((SECONDS - started))/"
+	$(BIN)/vw2-rollout policy=$(DEMO)/finetune $(DEMO_STARTS) run_dir=$(DEMO)/trained; \
+	echo "To tell your policy what to do: $(BIN)/vw2-live policy=$(DEMO)/finetune ($$((SECONDS - started)) s in all)"; page
 
 prior: $(READY) ## the video prior from an empty folder: recordings, rendered in sampled appearances, then training; 80 minutes
 	@export $(DEMO_ENV); \
