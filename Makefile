@@ -59,23 +59,39 @@ $(READY): setup.cfg constraints.txt constraints-3.12.txt constraints-lerobot.txt
 # Every stage skips what is complete and resumes what is not, so a demo that was stopped continues where it was.
 # Passive waiting: two threads of torch on a busy machine otherwise spend their time spinning.
 DEMO_ENV := OMP_WAIT_POLICY=PASSIVE TF_CPP_MIN_LOG_LEVEL=3
+# Three easy tasks, each from the same twelve starts for both policies: open_drawer, move_slider_left, turn_on_led.
+DEMO_STARTS := protocol=single rollouts_per_task=12 sequences=[14000:14012,12000:12012,31000:31012] videos=6 workers=2
 
-demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out, report
-	@export $(DEMO_ENV); started=$$SECONDS; say() { printf '\n== %s (%d s so far)\n' "$$1" $$((SECONDS - started)); }; \
-	say "0/6 the policy that comes with the package, in closed loop"; \
-	$(BIN)/vw2-rollout policy=builtin:calvin-tiny num_sequences=8 videos=8 workers=2 run_dir=$(DEMO)/calvin-tiny; \
-	say "1/6 other robots' video as an RLDS data set"; \
+demo: $(READY) ## the whole chain, small: watch, record, pre-train, fine-tune, roll out; the report grows meanwhile
+	@export $(DEMO_ENV); started=$$SECONDS; \
+	say() { printf '\n== %s (%d s so far)\n' "$$1" $$((SECONDS - started)); shift; for line; do echo "   $$line"; done; }; \
+	page() { $(BIN)/vw2-report runs=[$(DEMO)] out=$(DEMO)/report title="make demo"; }; \
+	pretrain() { $(BIN)/pretrain-on-openx data=rlds data.path=$(DEMO)/arms model=demo run_dir=$(DEMO)/pretrain stages=$$1; }; \
+	say "0/6 what comes out: the policy of the package, trained for longer, does three tasks in closed loop" \
+	    "It gets the image of one static camera, and the instruction."; \
+	$(BIN)/vw2-rollout policy=builtin:calvin-tiny $(DEMO_STARTS) run_dir=$(DEMO)/package; page; \
+	echo "Look at the video above. To type instructions yourself: $(BIN)/vw2-live, then http://127.0.0.1:8080"; \
+	say "1/6 video of other robots at another table, as an RLDS data set" \
+	    "Pre-training will see its images and captions, not its actions."; \
 	$(BIN)/vw2-record env=other_robots format=rlds episodes=100 workers=2 out=$(DEMO)/arms; \
-	say "2/6 pre-training without labels: video prior, dLDM, latent tokens, policy"; \
-	$(BIN)/pretrain-on-openx data=rlds data.path=$(DEMO)/arms model=demo run_dir=$(DEMO)/pretrain; \
-	say "3/6 CALVIN demonstrations with labels"; \
-	$(BIN)/vw2-record tasks=basic episodes=120 workers=2 out=$(DEMO)/calvin; \
-	say "4/6 action head"; \
-	$(BIN)/vw2-finetune policy=$(DEMO)/pretrain data.path=$(DEMO)/calvin run_dir=$(DEMO)/finetune loop.train_steps=300; \
-	say "5/6 closed-loop rollouts, static camera only"; \
-	$(BIN)/vw2-rollout policy=$(DEMO)/finetune num_sequences=12 videos=12 workers=2 run_dir=$(DEMO)/rollout; \
-	say "6/6 report"; \
-	$(BIN)/vw2-report runs=[$(DEMO)/calvin-tiny,$(DEMO)] out=$(DEMO)/report
+	say "2/6 video prior: a video diffusion model learns how such scenes move" \
+	    "It should go down: vdm/validation_loss. Meanwhile open $(DEMO)/report/report.html; it grows as stages finish."; \
+	pretrain [vdm]; page; \
+	say "3/6 dLDM: what changes between frames becomes latent tokens; phase 1, reader, phase 2" \
+	    "It should go down: dldm/ratio_to_copy, the error over that of a still image. Alarms are normal at this length." \
+	    "Then the tokens of all videos are extracted, and a policy learns to predict them from image and instruction."; \
+	pretrain [dldm,latents,policy]; page; \
+	say "4/6 demonstrations of three CALVIN tasks, with actions: 40 each"; \
+	$(BIN)/vw2-record tasks=[open_drawer,move_slider_left,turn_on_led] episodes=120 workers=2 out=$(DEMO)/calvin; \
+	say "5/6 fine-tuning: the policy gets an MLP action head and learns to act on those demonstrations" \
+	    "It should go down: finetune/validation_arm_error. Beyond the paper, the head also predicts the pose of the gripper" \
+	    "(aids.pose_weight=1), which helps where demonstrations are few."; \
+	$(BIN)/vw2-finetune policy=$(DEMO)/pretrain data.path=$(DEMO)/calvin run_dir=$(DEMO)/finetune acting=parallel \
+	    latent_steps=2 n_action_steps=2 head_lr_mult=1.0 aids.pose_weight=1.0 \
+	    loop.train_steps=1200 loop.optim.lr=1.0e-3 loop.log_every=100; page; \
+	say "6/6 the policy that was just trained, from the same starts as in 0/6"; \
+	$(BIN)/vw2-rollout policy=$(DEMO)/finetune $(DEMO_STARTS) run_dir=$(DEMO)/trained; \
+	echo "To tell your policy what to do: $(BIN)/vw2-live policy=$(DEMO)/finetune ($$((SECONDS - started)) s in all)"; page
 
 prior: $(READY) ## the video prior from an empty folder: recordings, rendered in sampled appearances, then training; 80 minutes
 	@export $(DEMO_ENV); \

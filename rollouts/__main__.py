@@ -343,11 +343,22 @@ def imagine(config: RolloutConfig, log: RolloutLog, provenance: dict[str, Any]) 
     write_expected(config.folder, with_tokens, decoder, layout)
 
 
+def solved_video(folder: Path) -> str | None:
+    """Return which video shows a solved task, with instruction and steps; None where none does."""
+    for row in results.read_results(folder):
+        video = video_paths(folder / "videos", row["sequence"]).video
+        if row["solved"] and video.is_file():
+            return f'{video}: "{row["instructions"][0]}", solved in {row["env_steps"][0]} steps'
+    return None
+
+
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`. Otherwise each worker imports the console script again, and torch with it (150 MB).
     sys.modules["__main__"].__spec__ = __spec__
     rollout(config)
+    if (shown := solved_video(config.folder)) is not None:
+        print(f"video:  {shown}")
     print(f"report: {config.folder / 'report.html'}")
 
 

@@ -105,6 +105,31 @@ def test_examples_of_the_help_compose_and_become_the_dataclass(config_name: str)
         assert isinstance(config_from(dataclass, composed(config_name, overrides)), dataclass)
 
 
+def test_commands_of_the_demo_become_configurations_and_read_what_was_written_before() -> None:
+    makefile = (REPO / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    starts = re.search(r"^DEMO_STARTS := (.*)$", makefile, re.MULTILINE)
+    recipe = re.search(r"^demo: .*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert starts is not None
+    assert recipe is not None
+    text = (
+        recipe[1].replace("$(DEMO_STARTS)", starts[1]).replace("$(DEMO)", "demo").replace("stages=$$1", "stages=[vdm]")
+    )
+    written: set[str] = set()
+    programs = []
+    for program, words in re.findall(r"[;{\t]\s*\$\(BIN\)/(\S+) ([^;]*)", text):
+        config_cls, config_name = all_programs()[program]
+        overrides = shlex.split(words)
+        assert isinstance(config_from(config_cls, composed(config_name, overrides)), config_cls)
+        keys = dict(word.split("=", 1) for word in overrides)
+        written |= {keys[key] for key in ("run_dir", "out") if key in keys}
+        # The functions of the recipe come before what they read.
+        read = {keys[key] for key in ("policy", "data.path") if keys.get(key, "").startswith("demo/")}
+        assert program == "pretrain-on-openx" or read <= written, program
+        programs.append(program)
+    assert programs.count("vw2-rollout") == 2
+    assert set(programs) >= {"vw2-record", "pretrain-on-openx", "vw2-finetune", "vw2-report"}
+
+
 @pytest.mark.parametrize(("config_name", "override"), sorted(set(group_choices()) - REFUSED.keys()))
 def test_every_choice_of_every_group_becomes_the_dataclass(config_name: str, override: str) -> None:
     dataclass = dataclass_of(config_name)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.__main__ import rollout
+from vw2_robot.rollouts.__main__ import rollout, solved_video
 from vw2_robot.rollouts.config import open_benchmark
 from vw2_robot.rollouts.recording import recording_path
 from vw2_robot.rollouts.results import read_rows
@@ -32,6 +32,12 @@ def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
     assert sorted(path.name for path in (run / "videos").glob("*.mp4")) == ["chain_0002.mp4", "chain_0003.mp4"]
     for name in ("provenance.json", "timing.jsonl", "report.html", "table.md", "table.tex", "log.txt"):
         assert (run / name).is_file()
+    # Of the two videos the one that shows a success.
+    row = next(row for row in read_rows(run / "results.jsonl") if row["sequence"] == 3)
+    shown = f'"{row["instructions"][0]}", solved in {row["env_steps"][0]} steps'
+    assert solved_video(run) == f"{run / 'videos/chain_0003.mp4'}: {shown}"
+    (run / "videos/chain_0003.mp4").unlink()
+    assert solved_video(run) is None
 
 
 def test_the_summary_names_what_produced_it(config):
