@@ -154,7 +154,10 @@ def test_no_value_in_a_checkpoint_ends_in_a_traceback_or_fills_the_memory(run, c
         file.write_text(json.dumps(tree))
         write_manifest(folder)  # it was written like that
         try:
-            acted += np.isfinite(VW2Agent.from_pretrained(run).infer(OBSERVATION)["actions"]).all()
+            agent = VW2Agent.from_pretrained(run)
+            # A camera of another name is a camera.
+            seen = {**OBSERVATION, "images": dict.fromkeys(agent.metadata["cameras"], OBSERVATION["images"]["static"])}
+            acted += np.isfinite(agent.infer(seen)["actions"]).all()
         except InputError as error:
             assert str(run) in str(error), (path, value)  # noqa: PT017
         file.write_text(text)

@@ -43,7 +43,7 @@ def test_frames_are_compared_with_what_the_camera_saw_at_those_steps(tmp_path, b
             output = {"actions": np.zeros((4, 7), np.float32), "latent_tokens": tokens}
             video.on_policy_call(subtask, {"images": {"static": image}}, output)
             shade += 16
-    video.write(tmp_path / "videos", ROW, instructions=ROW["instructions"])
+    video.write(tmp_path / "videos", ROW, instructions=ROW["instructions"], names=list("xyzabcg"))
     assert write_expected(tmp_path, [(ROW, video_paths(tmp_path / "videos", 3))], Brightness(), layout) == 1
     found = read_json(tmp_path / "expected.json", cure="")
     (chain,) = found["chains"]
