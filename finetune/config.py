@@ -153,8 +153,8 @@ class FinetuneConfig:
     """learning rate of the head over that of the policy"""
     latent_steps: int = 1
     """H, latent steps per window: the policy predicts chunks of H * s actions"""
-    n_action_steps: int = 4
-    """actions that are executed per policy call, stored for rollouts"""
+    n_action_steps: int | None = None
+    """actions that are executed per policy call, stored for rollouts; null: all of them"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
     acting: Acting = "parallel"
@@ -192,8 +192,8 @@ class FinetuneConfig:
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"label_fraction must lie in (0, 1], found {self.label_fraction}")
         for name in ("latent_steps", "n_action_steps", "last_n", "validation_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be positive, found {value}")
         for name in ("lambda_ce", "gripper_weight", "image_shift_px", "image_color_jitter", "temporal_ensemble"):
             # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:

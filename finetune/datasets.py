@@ -64,14 +64,20 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
         device: where the dLDM encodes.
 
     Raises:
-        InputError: there are fewer actions per policy call than `n_action_steps`, a loss of a gripper is wanted where
+        InputError: there are fewer actions per policy call than `n_action_steps`, or no more of them than are executed
+            while chunks shall be averaged, a loss of a gripper is wanted where
             there is none, or the data do not fit.
     """
     chunk_size = config.latent_steps * init.stride
-    if config.n_action_steps > chunk_size:
+    if config.n_action_steps is not None and config.n_action_steps > chunk_size:
         raise InputError(
             f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
             f"{chunk_size} actions; raise latent_steps or lower n_action_steps"
+        )
+    if config.temporal_ensemble is not None and (config.n_action_steps or chunk_size) == chunk_size:
+        raise InputError(
+            f"temporal_ensemble={config.temporal_ensemble} averages chunks that overlap, and all {chunk_size} actions of "
+            f"a chunk are executed: set n_action_steps below {chunk_size}"
         )
     has_gripper = init.robot.action.gripper_index is not None
     if not has_gripper and (config.gripper_loss, config.gripper_weight) != ("l2", 1.0):

@@ -346,7 +346,7 @@ def save(
             "head": config_tree(head_config(config)),
             "stride": init.stride,
             "latent_steps": config.latent_steps,
-            "n_action_steps": config.n_action_steps,
+            "n_action_steps": config.n_action_steps or config.latent_steps * init.stride,
             "temporal_ensemble": config.temporal_ensemble,
             "acting": config.acting,
             "action_space": config_tree(init.robot.action),
