@@ -159,7 +159,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     after = f"after {result['decided_after']} chains" if result["decided_after"] else "after all chains"
     return [
         f"chains in common   {result['chains']}: {result['wins']} won, {result['ties']} equal, {result['losses']} lost",
-        f"average length     {result['mean_difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+        f"average length     {result['mean_difference']:+.3f} [{low:+.3f}, {high:+.3f}] (run minus against)",
         f"sign-flip test     p = {result['sign_flip_p']:.4f} (for a number of chains fixed beforehand)",
         f"sequential test    {result['decision']}, {after} (alpha {result['alpha']:g})",
     ]

@@ -159,6 +159,10 @@ def _open_object(policy: str) -> Policy:
     """
     try:
         made = resolve_name(policy)()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"policy={policy} cannot be made ({error}); to import a file of this folder, begin the command with PYTHONPATH=."
+        ) from error
     except (ImportError, AttributeError, TypeError) as error:
         raise InputError(f"policy={policy} cannot be made ({error}); it must be callable without arguments") from error
     if missing := [name for name in ("metadata", "reset", "infer") if not hasattr(made, name)]:

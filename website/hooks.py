@@ -25,13 +25,17 @@ LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")
 MOST_CHARACTERS = 60_000
 
 
-def on_config(config: Any) -> None:
-    """Name anchors as GitHub does, and lay out the package for mkdocstrings, which reads but does not import it."""
-    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+def on_startup(**_: Any) -> None:
+    """Lay out the package for mkdocstrings, which reads but does not import it, and looks for it before `on_config`."""
     shutil.rmtree(PACKAGE, ignore_errors=True)
     PACKAGE.mkdir(parents=True)
     for entry in (*(REPO / "vw2_robot").iterdir(), *(REPO / name for name in BESIDE)):
         (PACKAGE / entry.name).symlink_to(entry)
+
+
+def on_config(config: Any) -> None:
+    """Name anchors as GitHub does."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
 
 
 def on_files(files: Any, config: Any) -> None:

@@ -240,7 +240,9 @@ class Control:
         if subtask.task is not None and not self.world.can_begin(subtask.task):
             self.stage = self._new_session()
             self.world.restart(subtask.task, self.seed)
-            self.notice = "it could not be done from where the scene was: this is a start where it can"
+            self.notice = (
+                "the task could not be done from where the scene was, so the scene went to a start where it can."
+            )
         self.stage.run(subtask)
 
     def _new_session(self) -> Session:

@@ -269,7 +269,7 @@ def status_text(control: Control, view: LiveView, views_per_second: float) -> st
     if others:
         lines.append(f"The oracle {'also ' if view.task else ''}found: {', '.join(others)}")
     elif view.instruction and view.task is None and view.mode != "ended":
-        lines.append("This is the instruction of no task: the oracle names whatever happens.")
+        lines.append("No task has this wording, so nothing is judged: the oracle names whatever happens.")
     if control.notice:
         lines.append(f"*{control.notice}*")
     rate = f" · {views_per_second:.1f} frames/s" if views_per_second else ""

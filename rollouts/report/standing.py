@@ -13,6 +13,7 @@ from .run_folders import Rollout
 
 NORMAL_95 = 1.96
 NUM_TASKS = 34
+MAX_STEPS, INSTRUCTIONS = 360, "validation"  # per subtask; of the evaluation
 WANTED_WIDTH = 0.2
 """half width of an interval of the average length that tells most methods apart"""
 
@@ -56,8 +57,11 @@ def yardsticks_of(rollout: Rollout) -> list[Yardstick]:
     """Return the policies that were measured on the problems of a rollout."""
     env = rollout.summary["env"]
     provenance = rollout.provenance
-    is_same = (env.get("scene"), env.get("assets")) == ("D", "builtin") and not (
-        provenance.get("sequences_seed") or provenance.get("starts_seed")
+    is_same = (
+        (env.get("scene"), env.get("assets")) == ("D", "builtin")
+        and not (provenance.get("sequences_seed") or provenance.get("starts_seed"))
+        and provenance.get("max_steps", MAX_STEPS) == MAX_STEPS
+        and env.get("instructions", INSTRUCTIONS) == INSTRUCTIONS
     )
     # Folders without a protocol are of releases that had chains alone.
     protocol = provenance.get("protocol", "chain")

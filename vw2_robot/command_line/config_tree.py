@@ -98,7 +98,8 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
             annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
         if (kind := get_origin(annotation)) in (list, tuple):
             if not isinstance(value, list | tuple):
-                raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}{_quoting(value)}")
+                advice = _quoting(value) or f"; write {prefix}{key}=[{value}]"
+                raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}{advice}")
             inner = get_args(annotation)[0]
             prepared[key] = kind(_nested(inner, entry, where=where, prefix=path) for entry in value)
             for entry in value:

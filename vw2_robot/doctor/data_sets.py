@@ -26,6 +26,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.storage.files import read_json, verify
 
 OUR_RUNS = ("results.jsonl", "metrics.jsonl")
+LIVE_EPISODES = "episodes.jsonl"
 """Files of rollouts and training runs: videos in their folders are not data sets."""
 
 
@@ -81,6 +82,11 @@ def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
     """Yield the folders of data sets with their format."""
     if any((folder / name).is_file() for name in OUR_RUNS):
         return
+    # vw2-live saves recordings, and beside them captioned videos, which are no data.
+    if (folder / LIVE_EPISODES).is_file():
+        folder = folder / "calvin"
+        if not folder.is_dir():
+            return
     kind = recognize(folder)
     # Above RLDS sets: versions of one, or sets of other formats beside it, as in a folder of runs.
     is_above = kind == "rlds" and not (folder / "features.json").is_file()

@@ -57,7 +57,7 @@ def test_a_configuration_survives_json_and_yaml():
         ({"rte": 1}, r"there is no key rte; known: name, levels, pair"),
         ({"inner": {"width": "8"}}, r"inner\.width must be int, found '8'"),
         ({"levels": [3]}, r"levels must be tuple\[.*Level.*found \(3,\)"),
-        ({"words": "one"}, r"words must be a list, found 'one'"),
+        ({"words": "one"}, r"words must be a list, found 'one'; write words=\[one\]"),
         ({"pair": "12"}, r"pair must be a list, found '12'"),
         ({"mode": "casual"}, "mode must be causal or none, found 'casual'; nearest: causal"),
         ({"limit": "high"}, r"limit"),

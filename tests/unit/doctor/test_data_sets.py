@@ -95,6 +95,14 @@ def test_videos_of_our_own_rollouts_are_no_data(tmp_path):
     assert list(found(tmp_path)) == ["videos"]
 
 
+def test_of_what_the_live_page_saved_the_recordings_are_data(tmp_path):
+    write_video(tmp_path / "live" / "video" / "episode_0000.mp4")
+    (tmp_path / "live" / "episodes.jsonl").touch()
+    assert found(tmp_path) == {}
+    write_calvin(tmp_path / "live" / "calvin")
+    assert list(found(tmp_path)) == ["calvin"]
+
+
 def test_a_folder_of_videos_beside_other_sets_does_not_swallow_them(tmp_path):
     write_video(tmp_path / "videos" / "a.mp4")
     write_rlds(tmp_path / "openx" / "bridge_dataset" / "1.0.0")

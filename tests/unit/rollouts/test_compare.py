@@ -29,6 +29,7 @@ def test_a_comparison_against_a_hand_made_answer():
     assert result["mean_difference"] == 1.0
     assert result["decision"] == "undecided"
     assert "3: 1 won, 1 equal, 1 lost" in lines(result)[0]
+    assert "(run minus against)" in lines(result)[1]
     with pytest.raises(InputError, match="no finished chain in common"):
         compare(ours, [row(9, 1)])
 

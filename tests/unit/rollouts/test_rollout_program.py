@@ -375,7 +375,7 @@ def test_a_policy_may_be_named_by_its_module(config, counting_world, tmp_path):
     for name, message in (
         ("counting_world:Missing", "cannot be made"),
         ("counting_world:CountingBenchmark", "makes no Policy: it has no infer"),
-        ("no_such_module:Policy", "cannot be made"),
+        ("no_such_module:Policy", "cannot be made .*begin the command with PYTHONPATH=."),
     ):
         with pytest.raises(InputError, match=message):
             rollout(config("other", policy=name))

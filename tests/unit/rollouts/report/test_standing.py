@@ -21,7 +21,7 @@ def made(tmp_path, solved, *, env=("D", "builtin"), length=5, policy="runs/mine/
         }
         for i, n in enumerate(solved)
     ]
-    about = {"env": dict(zip(("scene", "assets"), env, strict=True)), **provenance}
+    about = {"env": dict(zip(("scene", "assets", "instructions"), env, strict=False)), **provenance}
     return Rollout("mine", tmp_path, summarize(rows, about, seconds=1.0), rows, about, "", len(rows), policy)
 
 
@@ -35,7 +35,14 @@ def test_a_rollout_is_placed_among_policies_measured_on_its_problems(tmp_path):
 
 def test_other_scenes_seeds_assets_and_some_tasks_alone_have_nothing_to_be_placed_among(tmp_path):
     some = {"protocol": "single", "length": 1}
-    for changes in ({"env": ("A", "builtin")}, {"env": ("D", "/data/calvin")}, {"sequences_seed": 1}, some):
+    for changes in (
+        {"env": ("A", "builtin")},
+        {"env": ("D", "/data/calvin")},
+        {"env": ("D", "builtin", "enriched")},
+        {"sequences_seed": 1},
+        {"max_steps": 20},
+        some,
+    ):
         rollout = made(tmp_path, [1, 1], **changes)
         assert yardsticks_of(rollout) == []
         assert against_what(rollout) == ""
