@@ -161,7 +161,7 @@ def _open_object(policy: str) -> Policy:
         made = resolve_name(policy)()
     except ModuleNotFoundError as error:
         raise InputError(
-            f"policy={policy} cannot be made ({error}); to import a file of this folder, begin the command with PYTHONPATH=."
+            f"policy={policy} cannot be made ({error}); for a file of this folder begin the command with PYTHONPATH=."
         ) from error
     except (ImportError, AttributeError, TypeError) as error:
         raise InputError(f"policy={policy} cannot be made ({error}); it must be callable without arguments") from error
