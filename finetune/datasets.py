@@ -76,8 +76,8 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
         )
     if config.temporal_ensemble is not None and (config.n_action_steps or chunk_size) == chunk_size:
         raise InputError(
-            f"temporal_ensemble={config.temporal_ensemble} averages chunks that overlap, and all {chunk_size} actions of "
-            f"a chunk are executed: set n_action_steps below {chunk_size}"
+            f"temporal_ensemble={config.temporal_ensemble} averages chunks that overlap, and all {chunk_size} actions "
+            f"of a chunk are executed: set n_action_steps below {chunk_size}"
         )
     has_gripper = init.robot.action.gripper_index is not None
     if not has_gripper and (config.gripper_loss, config.gripper_weight) != ("l2", 1.0):
