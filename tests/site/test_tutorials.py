@@ -128,7 +128,10 @@ def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     small = list(SMALL.get(program, []))
     if program == "vw2-rollout":
-        small.append("rollouts_per_task=1" if "protocol=single" in overrides else "num_sequences=2")
+        few = "rollouts_per_task=1" if "protocol=single" in overrides else "num_sequences=2"
+        # A choice of chains is by number, so the protocol stays as long; the choice becomes one chain of it.
+        chosen = next((word for word in overrides if word.startswith("sequences=")), None)
+        small.append(few if chosen is None else f"sequences={chosen.split('[')[1].split(':')[0]}")
     if program == "vw2-record" and "env=other_robots" not in overrides:
         small.append("tasks=[open_drawer,close_drawer]")
     monkeypatch.setattr(sys, "argv", [program, *overrides, *small])

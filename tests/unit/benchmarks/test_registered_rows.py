@@ -90,7 +90,7 @@ def test_every_row_of_families_a_and_b_becomes_a_policy_that_acts(tmp_path: Path
             agent = VW2Agent.from_pretrained(run)
             image = np.zeros((200, 200, 3), np.uint8)
             actions = agent.infer({"images": {"static": image}, "prompt": "do 1"})["actions"]
-            assert actions.shape == (4, 7)
+            assert actions.shape == (8, 7)
             assert np.isfinite(actions).all()
             assert load_checkpoint(run, kind="policy").facts["method"] == settings["method"]
     assert pretrained["codes_shuffled"]["codes"] == "shuffled"
