@@ -32,6 +32,25 @@ def shared_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_models() -> list[str]:
+    """Overrides of `pretrain-on-openx` for images of 16 x 16 pixels and models of a few thousand weights."""
+    return [
+        "dldm.num_frames=5",
+        "dldm.height=16",
+        "dldm.width=16",
+        "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
+        "dldm.levels=[{width: 8, blocks: 1}]",
+        "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
+        "dldm.z_channels=8",
+        "aids.reader=false",
+        "++vdm={heads: 1, head_dim: 12, layers: 1, adaln_lora_dim: 4, context_width: 8, control_width: 8}",
+        "++policy.backbone={hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}",
+        "policy.image_px=16",
+        "++policy.image_widths=[8, 8]",
+    ]
+
+
 # Folders of tiny models, saved by transformers itself: what a user's own folder looks like.
 TOKENIZER_TEXTS = [
     "open the drawer",

@@ -1,7 +1,8 @@
 """The page: a viser server that shows views and turns what is pressed into commands. viser is imported here alone.
 
 Right: instruction, tasks, run, policy and scene, recordings. Left: the camera's image, and what the policy expects. In
-between: the scene, in which a block is moved by its arrows. On a narrow screen both panels lie below the scene.
+between: the scene, in which a block is moved by its arrows. For windows of 900 pixels and more: on a narrower one the
+controls cover a part of the scene, and the camera's image is not seen.
 """
 
 # K expected frames · H, W pixels
@@ -162,7 +163,7 @@ class Page:
             self._tokens = gui.add_markdown("")
             self._comparison = gui.add_image(np.zeros((2, 2, 3), np.uint8), jpeg_quality=90, visible=False)
         panel.dock_left()
-        panel.expand()  # also on a narrow screen, where it lies below the controls
+        panel.expand()
         panel.set_width(PANEL_PX)
 
     def _build_controls(self, policy: str, seed: int, opener: Opener) -> None:

@@ -68,7 +68,7 @@ def calvin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def miniature(frames_folder: Path) -> Callable[..., list[str]]:
+def miniature(frames_folder: Path, small_models: list[str]) -> Callable[..., list[str]]:
     """Command-line overrides that make `pretrain-on-openx` a matter of seconds."""
 
     def overrides(run_dir: Path) -> list[str]:
@@ -79,18 +79,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
             "data.validation_fraction=0.2",
             "++data.augmentation={flip: 0.5, brightness: 0.2}",
             "++hardware={device: cpu, threads: 1}",
-            "dldm.num_frames=5",
-            "dldm.height=16",
-            "dldm.width=16",
-            "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
-            "dldm.levels=[{width: 8, blocks: 1}]",
-            "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
-            "dldm.z_channels=8",
-            "aids.reader=false",
-            "++vdm={heads: 1, head_dim: 12, layers: 1, adaln_lora_dim: 4, context_width: 8, control_width: 8}",
-            "++policy.backbone={hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}",
-            "policy.image_px=16",
-            "++policy.image_widths=[8, 8]",
+            *small_models,
             "++train_vdm=" + loop % (5, 2),
             "++train_dldm.phase1=" + loop % (4, 3),
             "++train_dldm.phase2=" + loop % (4, 3),

@@ -33,23 +33,10 @@ MODULES = {"vw2_robot.pretrain.pretrain_on_openx": "pretrain-on-openx", "vw2_rob
 LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {warmup_steps: 1}}"
 SMALL = {
     "vw2-record": ["episodes=6", "validation_episodes=0", "workers=1"],
-    # Images of 16 x 16 pixels, models of a few thousand weights.
     "pretrain-on-openx": [
         "model=tiny",
         "data.validation_fraction=0.3",
         "++hardware={device: cpu, threads: 1}",
-        "dldm.num_frames=5",
-        "dldm.height=16",
-        "dldm.width=16",
-        "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
-        "dldm.levels=[{width: 8, blocks: 1}]",
-        "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
-        "dldm.z_channels=8",
-        "aids.reader=false",
-        "++vdm={heads: 1, head_dim: 12, layers: 1, adaln_lora_dim: 4, context_width: 8, control_width: 8}",
-        "++policy.backbone={hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}",
-        "policy.image_px=16",
-        "++policy.image_widths=[8, 8]",
         f"++train_vdm={LOOP}",
         f"++train_dldm.phase1={LOOP}",
         f"++train_dldm.phase2={LOOP}",
@@ -113,20 +100,21 @@ def write_videos(folder: Path) -> None:
     (folder / "captions.jsonl").write_text(json.dumps({"file": "a.mp4", "instruction": "fold the paper"}) + "\n")
 
 
-def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch, small_models: list[str]) -> None:
     """Run a line of a `bash` block at its small size: a program in this process, anything else in a shell."""
+    smaller = {**SMALL, "pretrain-on-openx": [*SMALL["pretrain-on-openx"], *small_models]}
     program, *overrides = shlex.split(line.removeprefix("PYTHONPATH=. "))
     if program in SERVERS:
         return
     if program in ("python", "torchrun"):
         launcher = ["-m", "torch.distributed.run"] if program == "torchrun" else []
-        small = [key for word in overrides if word in MODULES for key in SMALL[MODULES[word]]]
+        small = [key for word in overrides if word in MODULES for key in smaller[MODULES[word]]]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launcher, *overrides, *small]
         ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
         assert ran.returncode == 0, f"{line}\n{ran.stdout}\n{ran.stderr}"
         return
-    small = list(SMALL.get(program, []))
+    small = list(smaller.get(program, []))
     if program == "vw2-rollout":
         few = "rollouts_per_task=1" if "protocol=single" in overrides else "num_sequences=2"
         # A choice of chains is by number, so the protocol stays as long; the choice becomes one chain of it.
@@ -143,7 +131,7 @@ def run_line(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sim
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_page_runs_from_its_first_block_to_its_last(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_models: list[str]
 ) -> None:
     if page.stem == "getting_started":
         pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
@@ -153,7 +141,7 @@ def test_the_page_runs_from_its_first_block_to_its_last(
     if page.stem == "your_video":
         write_videos(tmp_path / "my_videos")
     if page.stem == "cluster":
-        run_line("vw2-record tasks=basic out=runs/cluster/data", tmp_path, monkeypatch)
+        run_line("vw2-record tasks=basic out=runs/cluster/data", tmp_path, monkeypatch, small_models)
     printed: list[str] = []
     for language, text in blocks(page):
         if named := re.match(r"# (\w+\.py)\n", text):
@@ -166,6 +154,6 @@ def test_the_page_runs_from_its_first_block_to_its_last(
             printed.append(ran.stdout)
         else:
             for line in text.splitlines():
-                run_line(line, tmp_path, monkeypatch)
+                run_line(line, tmp_path, monkeypatch, small_models)
     if page.stem == "getting_started":
         assert "solved=True" in printed[0]

@@ -40,6 +40,13 @@ LOOP = FinetuneLoopConfig(
 
 
 @pytest.fixture
+def dldm():
+    """Untrained, of the sizes that `pretrained` has."""
+    torch.manual_seed(0)
+    return DLDM(DLDM_TINY).eval()
+
+
+@pytest.fixture
 def write_calvin(tmp_path):
     """Write a CALVIN data set whose pixels and actions show where they come from.
 

@@ -14,19 +14,6 @@ from vw2_robot.finetune.labeled_windows import (
     split_trajectories,
     window_offsets,
 )
-from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
-from vw2_robot.models.dldm.dldm import DLDM
-
-DLDM_TINY = DLDMConfig(
-    num_frames=5,
-    height=8,
-    width=8,
-    stem=StemConfig("pixel", 4, 4, 1),
-    levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
-    z_norm="batch",
-    z_channels=8,
-)
 
 
 def opened(root):
@@ -83,13 +70,12 @@ def test_shuffled_codes_are_those_of_other_windows_with_the_ends_that_belong_to_
     assert (again.codes[:, 0, 0] != given).any()
 
 
-def test_clips_are_what_codes_are_made_of_and_their_statistics_can_be_measured(write_calvin):
+def test_clips_are_what_codes_are_made_of_and_their_statistics_can_be_measured(write_calvin, dldm):
     windows = windows_of(write_calvin())
     clips = windows.clips(np.array([0, 5]), torch.device("cpu"))
     assert clips.shape == (2, 5, 3, 8, 8)
     green = ((clips[:, :, 1, 0, 0] + 1) * 127.5).round().int()
     assert green.tolist() == [[0, 10, 20, 30, 40], [50, 60, 60, 60, 60]]  # the second runs past the end
-    dldm = DLDM(DLDM_TINY).eval()
     measure_statistics(dldm, windows, torch.device("cpu"))
     whole = windows.clips(np.flatnonzero(windows.valid.all(1)), torch.device("cpu"))
     with torch.no_grad():
@@ -180,9 +166,8 @@ def test_latent_steps_that_are_not_alike_in_actions_are_refused():
         window_offsets(6, stride=4, hz=30.0, target_hz=6.7)
 
 
-def test_codes_are_those_of_the_dldm_whatever_the_batch_and_are_kept(write_calvin, tmp_path):
-    torch.manual_seed(0)
-    dldm, windows = DLDM(DLDM_TINY).eval(), windows_of(write_calvin())
+def test_codes_are_those_of_the_dldm_whatever_the_batch_and_are_kept(write_calvin, tmp_path, dldm):
+    windows = windows_of(write_calvin())
     windows.encode_codes(dldm, torch.device("cpu"), batch_size=5)
     codes = windows.codes
     assert codes.shape == (12, 1, 4)
