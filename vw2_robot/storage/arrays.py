@@ -30,6 +30,7 @@ from vw2_robot.storage.files import atomic_write
 MAX_ARRAY_BYTES = 4 * 2**30
 """largest array that is unpacked from an archive; by compression a small file can hold much more"""
 _MAX_HEADER_BYTES = 10_000
+_END_RECORD_BYTES = 22  # of a zip archive, before its comment
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile and zlib raise for damaged archives; RuntimeError: encrypted, or of an unknown version.
 _DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError)
@@ -96,9 +97,10 @@ def map_bytes(path: Path, *, cure: str) -> NDArray[np.uint8]:
 def array_names(path: Path, *, cure: str) -> list[str]:
     """Return the names of the arrays in a `.npz` file; opens each, unpacks none, raises like `read_arrays`."""
     with _named(path, cure), zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
+        members = _members(archive)
+        for info in members:
             archive.open(info).close()  # compares the two places where an archive keeps a name
-        return [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        return [info.filename.removesuffix(".npy") for info in members]
 
 
 def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) -> dict[str, NDArray[Any]]:
@@ -113,7 +115,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) ->
         InputError: missing, damaged, or without one of the names.
     """
     with _named(path, cure), zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = {info.filename.removesuffix(".npy"): info for info in _members(archive)}
         missing = [name for name in names or () if name not in members]
         if missing:
             raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}; {cure}")
@@ -133,6 +135,22 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) ->
             header = _checked_header(stream, len(content))
             arrays[name] = _array(header, content, stream.tell())
         return arrays
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return what an archive holds; `zipfile` does not notice that a damaged length has hidden a member.
+
+    Raises:
+        ValueError: the end of the archive counts others.
+    """
+    members = archive.infolist()
+    assert archive.fp is not None
+    archive.fp.seek(-_END_RECORD_BYTES - len(archive.comment), os.SEEK_END)
+    (count,) = struct.unpack_from("<H", archive.fp.read(_END_RECORD_BYTES), 10)
+    # This many or more are counted in another place; no file of ours has them.
+    if count not in (len(members), 0xFFFF):
+        raise ValueError(f"it lists {len(members)} of its {count} arrays")
+    return members
 
 
 def read_header(stream: BinaryIO) -> ArrayHeader:
