@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
+from vw2_robot.llvm_conflicts import check_opengl_may_be_loaded, import_triton_first
 
 LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 """value of MUJOCO_GL -> shared library that it needs"""
@@ -63,7 +64,7 @@ class OffscreenCamera:
         """Return uint8 [pixels, pixels, 3] of a state.
 
         Raises:
-            InputError: OpenGL does not work.
+            InputError: OpenGL does not work, or TensorFlow was imported first.
         """
         if self._renderer is None:
             self._renderer = self._open()
@@ -79,6 +80,8 @@ class OffscreenCamera:
 
     def _open(self) -> Any:
         mujoco = load_mujoco()
+        check_opengl_may_be_loaded()
+        import_triton_first()
         quality = self._model.vis.quality
         quality.offsamples = 0
         quality.shadowsize = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,6 +165,13 @@ def test_the_step_ends_a_checkpoint_is_written_and_the_run_goes_on_from_it(tmp_p
     assert taken == list(range(10))
 
 
+@pytest.fixture
+def roomy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for the gigabytes that a test speaks of and does not write."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+
+
+@pytest.mark.usefixtures("roomy_disk")
 @pytest.mark.parametrize(
     ("state_bytes", "grace_seconds", "fits"),
     [(GIGABYTE, 10, True), (GIGABYTE + 1, 10, False), (GIGABYTE + 1, 10.5, True), (GIGABYTE, 2, True)],
@@ -180,6 +189,7 @@ def test_a_large_checkpoint_is_written_only_where_a_stop_may_take_long(
     assert (explained in message) == (not fits)
 
 
+@pytest.mark.usefixtures("roomy_disk")
 @pytest.mark.parametrize(("step", "kept"), [(3, ["step_4"]), (1, [])])
 def test_a_large_checkpoint_is_written_where_it_is_due_anyway(tmp_path: Path, step: int, kept: list[str]) -> None:
     with pytest.raises(Terminated, match=f"from step {4 if kept else 0} of test"):

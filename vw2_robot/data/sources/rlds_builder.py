@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from vw2_robot.errors import InputError, require
+from vw2_robot.llvm_conflicts import import_triton_first, own_symbols_first
 from vw2_robot.storage.files import read_json, verify
 
 from ..step_names import OBSERVATION, STEPS
@@ -47,7 +48,8 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Return the modules tensorflow and tensorflow_datasets, imported without log messages and without a GPU."""
     tfds = _load_tfds()
     prepare_tensorflow()
-    tf = require("tensorflow", extra="openx")
+    with own_symbols_first():
+        tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # TensorFlow warns that its reader of record files is deprecated
     return tf, tfds
@@ -57,15 +59,13 @@ def prepare_tensorflow() -> None:
     """Prepare the import of TensorFlow: no log messages, no files in the working directory, torch first.
 
     TensorFlow 2.21 must be imported after a CUDA build of torch. Otherwise torch finds no GPU (it gets TensorFlow's
-    stub of the CUDA runtime), and triton, which torch imports late, ends the process with a segmentation fault (both
-    contain LLVM).
+    stub of the CUDA runtime), and triton, which torch imports late, ends the process (`llvm_conflicts`).
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
         os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
-        for name in ("triton", "torch"):
-            importlib.import_module(name)
+    if "tensorflow" not in sys.modules:
+        import_triton_first()
 
 
 def _load_tfds() -> ModuleType:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes.util
+import functools
 import importlib.util
 import os
+import re
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +40,21 @@ needs_meta_world = pytest.mark.skipif(
 )
 
 
+def renders(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test that renders in a process of its own where another test has imported TensorFlow already."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        if "tensorflow" not in sys.modules:
+            return test(**arguments)
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", f"{__file__}::{test.__name__}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+        return None
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
     opened = open_benchmark(ENV)
@@ -44,6 +63,7 @@ def benchmark() -> Any:
 
 
 @needs_meta_world
+@renders
 def test_start_and_image_depend_on_the_episode_alone(benchmark: Any) -> None:
     chains = benchmark.sequences(3)
     assert [chain.subtasks for chain in chains] == [
@@ -81,6 +101,31 @@ def test_experts_solve_their_tasks_and_chance_does_not(benchmark: Any) -> None:
 
 
 @needs_meta_world
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
+@pytest.mark.parametrize("tensorflow_first", [False, True])
+def test_images_and_tensorflow_in_one_process(tensorflow_first: bool) -> None:
+    """TensorFlow's newer versions and Mesa end it with a segmentation fault unless somebody takes care."""
+    program = f"""
+import tensorflow_datasets
+from vw2_robot.data.sources.rlds_builder import load_tensorflow
+from vw2_robot.rollouts.config import open_benchmark
+if {tensorflow_first}:
+    load_tensorflow()
+benchmark = open_benchmark({ENV!r})
+for _ in range(2):
+    benchmark.reset(benchmark.sequences(1)[0])
+    assert benchmark.observe()["images"]["corner2"].std() > 1
+    tf, _ = load_tensorflow()
+    assert [int(number) for number in tf.data.Dataset.range(2).map(lambda number: number + 1)] == [1, 2]
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    if tensorflow_first and result.returncode:
+        assert re.search(r"InputError: TensorFlow 2\S+ was imported .* render in a process of its own", result.stderr)
+    else:
+        assert result.returncode == 0, result.stderr
+
+
+@needs_meta_world
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,6 +140,7 @@ def test_unknown_names_are_refused(change: dict[str, Any], message: str) -> None
 
 
 @needs_meta_world
+@renders
 def test_recording_states_its_robot_and_holds_the_experts_commands(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
