@@ -1,6 +1,6 @@
 """The plan of the registered experiment: one table of families, from which jobs, registration and page are made.
 
-A draft: nothing of it is registered before docs/experiment.md says so. What a row is trained with is a file of
+What docs/experiment.md registers; `run` refuses a plan that differs from that page. What a row is trained with is a file of
 configs/experiment, which the commands of the package take; here are names, places, seeds and numbers of chains.
 `problems` lists what is missing before the first run.
 """
@@ -23,8 +23,8 @@ STARTS_SEED = 100
 """of the simulator states in which single tasks begin; the same for all rows and seeds"""
 CHAINS_SEED = 100
 """of the protocol's random chains; each training seed has chains of its own"""
-CHAINS = 70
-"""of a training seed, as configs/experiment/rollout/chains_70.yaml has them"""
+CHAINS = 30
+"""of a training seed, as configs/experiment/rollout/chains_30.yaml has them"""
 BUDGET_HOURS = 120.0
 """core-hours of the whole experiment"""
 BLINDED_AFTER = 4
@@ -140,18 +140,18 @@ FAMILIES = (
         "In-domain video, 10 % of the labels",
         0.1,
         (
-            Row("scratch", "no pre-training", 8, core_minutes=22, paper=Paper(50.5, 0.0, 1.11)),
+            Row("scratch", "no pre-training", 8, core_minutes=18, paper=Paper(50.5, 0.0, 1.11)),
             Row(
                 "lapa_bins",
                 "LAPA, cross-entropy on action bins",
                 8,
                 "in_domain_lapa",
-                core_minutes=20,
+                core_minutes=16,
                 paper=Paper(74.4, 2.3, 1.49),
             ),
-            Row("lapa", "LAPA, our head", 8, "in_domain_lapa", core_minutes=20),
-            Row("videoworld", "VideoWorld: pixel decoder, no video model", 12, "in_domain_videoworld", core_minutes=20),
-            Row("vw2", "vw2", 12, "in_domain_vw2", is_gated=True, core_minutes=20, paper=Paper(75.8, 9.7, 1.87)),
+            Row("lapa", "LAPA, our head", 8, "in_domain_lapa", core_minutes=16),
+            Row("videoworld", "VideoWorld: pixel decoder, no video model", 12, "in_domain_videoworld", core_minutes=16),
+            Row("vw2", "vw2", 12, "in_domain_vw2", is_gated=True, core_minutes=16, paper=Paper(75.8, 9.7, 1.87)),
         ),
         (("a/vw2", "a/scratch"), ("a/vw2", "a/lapa_bins"), ("a/vw2", "a/lapa"), ("a/vw2", "a/videoworld")),
     ),
@@ -160,10 +160,10 @@ FAMILIES = (
         "Controls, 10 % of the labels",
         0.1,
         (
-            Row("shuffled", "codes shuffled across windows", 6, "codes_shuffled", core_minutes=20),
-            Row("untrained", "codes of an untrained encoder", 6, "codes_untrained", core_minutes=20),
-            Row("pixels", "quantized pixel differences", 6, "codes_pixels", core_minutes=20),
-            Row("without_tokens", "vw2, acting without tokens", 6, "in_domain_vw2", core_minutes=20),
+            Row("shuffled", "codes shuffled across windows", 6, "codes_shuffled", core_minutes=16),
+            Row("untrained", "codes of an untrained encoder", 6, "codes_untrained", core_minutes=16),
+            Row("pixels", "quantized pixel differences", 6, "codes_pixels", core_minutes=16),
+            Row("without_tokens", "vw2, acting without tokens", 6, "in_domain_vw2", core_minutes=16),
         ),
         (("a/vw2", "b/shuffled"), ("a/vw2", "b/untrained"), ("a/vw2", "b/pixels"), ("a/vw2", "b/without_tokens")),
     ),
@@ -172,9 +172,9 @@ FAMILIES = (
         "Other robots' video, all labels",
         1.0,
         (
-            Row("scratch", "no pre-training", 8, core_minutes=21, paper=Paper(80.9, 24.6, 2.36)),
-            Row("lapa", "LAPA", 8, "other_robots_lapa", core_minutes=21, paper=Paper(84.0, 27.0, 2.51)),
-            Row("vw2", "vw2", 8, "other_robots_vw2", is_gated=True, core_minutes=24, paper=Paper(88.5, 30.9, 2.88)),
+            Row("scratch", "no pre-training", 8, core_minutes=17, paper=Paper(80.9, 24.6, 2.36)),
+            Row("lapa", "LAPA", 8, "other_robots_lapa", core_minutes=17, paper=Paper(84.0, 27.0, 2.51)),
+            Row("vw2", "vw2", 8, "other_robots_vw2", is_gated=True, core_minutes=20, paper=Paper(88.5, 30.9, 2.88)),
         ),
         (("c/vw2", "c/scratch"), ("c/vw2", "c/lapa")),
     ),
@@ -190,13 +190,13 @@ FAMILIES = (
                     3,
                     f"codes_{count}",
                     True,
-                    core_minutes=20,
+                    core_minutes=16,
                     paper=Paper(None, None, length),
                 )
                 for count, length in ((1, 1.53), (2, 1.64), (8, 1.88))
             ),
             *(
-                Row(f"frames_{count}", f"T = {count} frames a clip", 3, f"frames_{count}", True, core_minutes=20)
+                Row(f"frames_{count}", f"T = {count} frames a clip", 3, f"frames_{count}", True, core_minutes=16)
                 for count in (5, 17)
             ),
         ),
@@ -207,8 +207,8 @@ FAMILIES = (
         "Original CALVIN assets, 10 % of the labels",
         0.1,
         (
-            Row("scratch", "no pre-training", 3, core_minutes=45),
-            Row("vw2", "vw2", 3, "original_vw2", is_gated=True, core_minutes=40),
+            Row("scratch", "no pre-training", 3, core_minutes=38),
+            Row("vw2", "vw2", 3, "original_vw2", is_gated=True, core_minutes=33),
         ),
         (("e/vw2", "e/scratch"),),
         recordings=ORIGINAL,
@@ -219,18 +219,18 @@ FAMILIES = (
         "As far as the budget goes, 10 % of the labels",
         0.1,
         (
-            Row("other_scenes", "same robot, other scenes", 3, "other_scenes_vw2", True, core_minutes=20),
-            Row("appearance", "same robot, everything sampled", 3, "sampled_appearance_vw2", True, core_minutes=20),
-            Row("other_tasks", "other robots, other tasks", 3, "other_tasks_vw2", True, core_minutes=20),
+            Row("other_scenes", "same robot, other scenes", 3, "other_scenes_vw2", True, core_minutes=16),
+            Row("appearance", "same robot, everything sampled", 3, "sampled_appearance_vw2", True, core_minutes=16),
+            Row("other_tasks", "other robots, other tasks", 3, "other_tasks_vw2", True, core_minutes=16),
             Row(
                 "nuisance_videoworld",
                 "VideoWorld, textures, light, camera sway",
                 3,
                 "nuisance_videoworld",
-                core_minutes=20,
+                core_minutes=16,
             ),
-            Row("nuisance_vw2", "vw2, textures, light, camera sway", 3, "nuisance_vw2", True, core_minutes=20),
-            Row("joint", "vw2, joint training on both robots' video", 3, "joint_vw2", True, core_minutes=20),
+            Row("nuisance_vw2", "vw2, textures, light, camera sway", 3, "nuisance_vw2", True, core_minutes=16),
+            Row("joint", "vw2, joint training on both robots' video", 3, "joint_vw2", True, core_minutes=16),
         ),
         (("f/nuisance_vw2", "f/nuisance_videoworld"),),
     ),
