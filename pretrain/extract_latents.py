@@ -28,7 +28,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line import entry_points
 from vw2_robot.data.clips import effective_hz, make_windows
@@ -38,6 +37,7 @@ from vw2_robot.distributed import ranks
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.dldm.shared_windows import lay_out
 from vw2_robot.pixels import to_model_range
+from vw2_robot.storage.binding import check_same_config
 from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.worker_pool import WorkerPool
 

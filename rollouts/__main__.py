@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.binding import check_same_config
 from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.commands import check_action_space, resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage.arrays import read_arrays
+from vw2_robot.storage.binding import check_same_config
 from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.binding import bind_folder
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.errors import InputError
+from vw2_robot.storage.binding import bind_folder
 from vw2_robot.storage.files import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
 from vw2_robot.storage.locks import lock_folder
 

@@ -31,7 +31,6 @@ from torch import nn
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import (
     CHECKPOINTS,
     CURE,
@@ -47,6 +46,7 @@ from vw2_robot.devices import Hardware
 from vw2_robot.distributed.ranks import any_rank, is_main, main_first
 from vw2_robot.errors import InputError
 from vw2_robot.process import DeferredStop
+from vw2_robot.storage.binding import check_same_config
 from vw2_robot.storage.files import (
     append_line,
     old_name,

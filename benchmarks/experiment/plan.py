@@ -1,7 +1,7 @@
 """The plan of the registered experiment: one table of families, from which jobs, registration and page are made.
 
-What docs/experiment.md registers; `run` refuses a plan that differs from that page. What a row is trained with is a file of
-configs/experiment, which the commands of the package take; here are names, places, seeds and numbers of chains.
+What docs/experiment.md registers; `run` refuses a plan that differs from that page. What a row is trained with is a
+file of configs/experiment, which the commands of the package take; here are names, places, seeds, numbers of chains.
 `problems` lists what is missing before the first run.
 """
 
@@ -330,6 +330,8 @@ def files_of(family: Family) -> list[str]:
         *(f"record/{name}" for name in dict.fromkeys(needed)),
         *(f"pretrain/{name}" for name in names),
         *(finetune_experiment(family, row) for row in family.rows),
+        "rollout/single",
+        f"rollout/chains_{CHAINS}",
     ]
 
 

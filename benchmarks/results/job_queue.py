@@ -56,6 +56,10 @@ class Job:
         return self.name.split("/seed_")[0]
 
 
+SHOWN = 3
+"""kinds of jobs without a known time that are named"""
+
+
 class Left(NamedTuple):
     """What is left of a queue.
 
@@ -68,7 +72,8 @@ class Left(NamedTuple):
     unknown: list[str]
 
     def __str__(self) -> str:
-        unknown = f", without {', '.join(self.unknown)}: never run" if self.unknown else ""
+        names = ", ".join(self.unknown[:SHOWN]) + (", ..." if len(self.unknown) > SHOWN else "")
+        unknown = f", without {len(self.unknown)} kinds that were never run ({names})" if self.unknown else ""
         return f"{self.jobs} jobs and {self.hours:.1f} hours left{unknown}"
 
 

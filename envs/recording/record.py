@@ -32,11 +32,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.binding import bind_folder
 from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
+from vw2_robot.storage.binding import bind_folder
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
-from vw2_robot.binding import bind_folder, check_same_config
 from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.errors import InputError
+from vw2_robot.storage.binding import bind_folder, check_same_config
 from vw2_robot.storage.files import read_json, sync_files, write_json
 from vw2_robot.storage.locks import lock_folder
 

@@ -72,8 +72,8 @@ def test_seeds_begin_where_tuning_ended_and_their_chains_do_not_overlap(tmp_path
         for name, arguments in rollouts.items()
         if name[0] == "c"
     }
-    assert chains["chains/a/vw2/seed_100"] == chains["chains/a/scratch/seed_100"] == "sequences=0:70"
-    assert chains["chains/a/vw2/seed_111"] == "sequences=770:840"
+    assert chains["chains/a/vw2/seed_100"] == chains["chains/a/scratch/seed_100"] == "sequences=0:30"
+    assert chains["chains/a/vw2/seed_111"] == "sequences=330:360"
     assert plan.label_fraction_of(plan.experiment_file("finetune/vw2_10")) == 0.1
 
 
@@ -320,7 +320,7 @@ def test_the_commands_of_the_queue_and_the_page(tmp_path, page, capsys, monkeypa
     program.main(["left", *out, "--families", "b", "e", "--assets", "x"])
     # Kinds in the order in which they are run.
     assert re.search(
-        r"\d+ jobs and 0\.0 hours left, without record/D_several, frames/.*: never run; paused\n",
+        r"\d+ jobs and 0\.0 hours left, without \d+ kinds that were never run \(record/D_several, frames/.*, \.\.\.\); paused\n",
         capsys.readouterr().out,
     )
     program.main(["resume", *out])

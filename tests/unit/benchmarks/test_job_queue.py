@@ -239,7 +239,7 @@ def test_hours_left_are_those_of_finished_jobs_of_the_kind(tmp_path):
     left = hours_left(tmp_path, jobs, parallel=2)
     # 1.5 h each, half an hour of which one job has behind it; `b` is like `a`; nothing is known of the others.
     assert left.hours == pytest.approx((1.0 + 1.5 + 1.5) / 2)
-    assert str(left) == "5 jobs and 2.0 hours left, without data/D, probe: never run"
+    assert str(left) == "5 jobs and 2.0 hours left, without 2 kinds that were never run (data/D, probe)"
     noted(tmp_path, "data/D", seconds=3600)
     assert hours_left(tmp_path, [*jobs, Job("data/E", "p", (), exclusive=True)], parallel=2).hours == pytest.approx(3.0)
     assert core_minutes_by_kind(tmp_path, jobs) == {"finetune/a": 45, "data/D": 30}

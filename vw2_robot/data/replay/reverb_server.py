@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.binding import check_same_config
 from vw2_robot.errors import InputError
+from vw2_robot.storage.binding import check_same_config
 from vw2_robot.storage.files import atomic_folder, read_json, sync_files, verify, write_json, write_manifest
 from vw2_robot.storage.locks import lock_folder
 

@@ -1,7 +1,7 @@
 import pytest
 
-from vw2_robot.binding import bind_folder, check_same_config
 from vw2_robot.errors import InputError
+from vw2_robot.storage.binding import bind_folder, check_same_config
 from vw2_robot.storage.files import read_json, write_json
 
 TEXTS = {"holds": "a recording with another configuration", "advice": "Use another out=, or delete this one"}
