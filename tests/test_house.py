@@ -36,7 +36,7 @@ WRAPPED = {
     "reverb": {"data/replay/reverb_tables.py"},
     "pybullet": {"envs/physics.py"},
     "pybullet_data": {"envs/asset_tools/make_assets.py", "envs/physics.py"},
-    "diffusers": {"models/video/cosmos.py"},
+    "diffusers": {"models/video/cosmos.py", "models/video/wan.py"},
     "peft": {"models/video/cosmos.py"},
     "transformers": {
         "models/policy/backbone.py",

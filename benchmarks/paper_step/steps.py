@@ -34,7 +34,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import cache_frames
 from vw2_robot.models.video.config import Geometry, VDMConfig
-from vw2_robot.models.video.cosmos import build_vae
+from vw2_robot.models.video.config import WanConfig
 from vw2_robot.models.video.vdm import stock_options
 
 REPO = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def save_folder(folder: Path, layers: int) -> None:
             value.copy_(scaled[inputs][: value.numel()].view_as(value))
     transformer.save_pretrained(str(folder / "transformer"))
     del transformer
-    vae = build_vae(96, dim_mult=(1, 2, 4, 4), res_blocks=2)
+    vae = build_vae(WanConfig())
     nn.Module.to(vae, torch.bfloat16).save_pretrained(str(folder / "vae"))
 
 

@@ -18,7 +18,15 @@ class CodeProjection(nn.Module):
     """MLP, step and slot embedding, block-causal self-attention; a null token in front, the only one for frame 0."""
 
     def __init__(
-        self, *, fsq_dims: int, latent_steps: int, queries: int, width: int, layers: int, head_dim: int = 64
+        self,
+        *,
+        fsq_dims: int,
+        latent_steps: int,
+        queries: int,
+        width: int,
+        layers: int,
+        head_dim: int = 64,
+        context_width: int | None = None,
     ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(fsq_dims, width), nn.GELU(), nn.Linear(width, width))
@@ -33,6 +41,7 @@ class CodeProjection(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
+        self.widen = nn.Identity() if context_width in (None, width) else nn.Linear(width, context_width or width)
 
     def forward(self, codes: Float[Tensor, "B M N L"]) -> Float[Tensor, "B S D"]:
         """Return context tokens. A token attends to those of its own step and before; the null token to itself."""
@@ -44,7 +53,7 @@ class CodeProjection(nn.Module):
         hidden = ~visible_keys(key_steps(latent_steps, queries, tokens.device), "causal")
         for layer in self.layers:
             tokens = layer(tokens, src_mask=hidden)
-        out: Tensor = self.norm(tokens)
+        out: Tensor = self.widen(self.norm(tokens))
         return out
 
 

@@ -14,10 +14,14 @@ from vw2_robot.limits import Count, ExistingPath, Rate
 
 @dataclass(frozen=True)
 class WanConfig:
-    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides are 4 in time and 8 in space."""
+    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters. Its stride in time is 4 in both versions."""
 
+    version: Literal["2.1", "2.2"] = "2.1"
+    """2.1: 16 latent channels, 8 pixels in space; 2.2 (of the 5B model): 48 channels, 16 pixels"""
     base_dim: int = 96
-    """channels of the first level"""
+    """channels of the first level; 160 in version 2.2"""
+    decoder_base_dim: Count | None = None
+    """channels of the decoder's last level; null: base_dim; 256 in version 2.2"""
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     """channels of each level over base_dim"""
     res_blocks: int = 2
@@ -26,6 +30,16 @@ class WanConfig:
     def __post_init__(self) -> None:
         if len(self.dim_mult) != 4:
             raise ValueError(f"codec.wan.dim_mult needs four numbers (three halvings of space), found {self.dim_mult}")
+
+    @property
+    def channels(self) -> int:
+        """Return C, the latent channels."""
+        return 16 if self.version == "2.1" else 48
+
+    @property
+    def block(self) -> int:
+        """Return the side of the square of pixels that becomes one place of the latent grid."""
+        return 8 if self.version == "2.1" else 16
 
 
 @dataclass(frozen=True)
@@ -50,9 +64,10 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         if self.kind == "wan":
-            if (self.stride, self.block) != (4, 8):
+            if (self.stride, self.block) != (4, self.wan.block):
                 raise ValueError(
-                    f"codec.kind=wan has codec.stride=4 and codec.block=8, found {self.stride} and {self.block}"
+                    f"codec.kind=wan of version {self.wan.version} has codec.stride=4 and codec.block={self.wan.block}, "
+                    f"found {self.stride} and {self.block}"
                 )
             return
         if self.weights is not None:
@@ -64,8 +79,8 @@ class CodecConfig:
 
     @property
     def channels(self) -> int:
-        """Return C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
-        return 16 if self.kind == "wan" else 3 * self.keep**3
+        """Return C, latent channels: three colors times keep^3 frequencies, or those of Wan."""
+        return self.wan.channels if self.kind == "wan" else 3 * self.keep**3
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,8 @@ class VDMConfig:
     """of the frames that it renders, pixels; null: the dLDM's. The dLDM gets these clips made smaller"""
     frame_width: Count | None = None
     """of the frames that it renders, pixels; null: the dLDM's"""
+    family: Literal["cosmos", "wan"] = "cosmos"
+    """the transformer of diffusers: cosmos: Cosmos-Predict2 and 2.5; wan: Wan 2.1 and 2.2"""
     heads: Count = 4
     """attention heads"""
     head_dim: int = 32
@@ -85,13 +102,18 @@ class VDMConfig:
     mlp_ratio: Rate = 2.0
     """width of the MLP over the width of the transformer"""
     adaln_lora_dim: int = 32
-    """rank of the adaptive layer norms' modulation"""
+    """cosmos: rank of the adaptive layer norms' modulation"""
     rope_scale: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
+    """cosmos: of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
     padding_channel: bool = False
     """a channel that marks padded pixels (none here), as pretrained weights have"""
+    text_projection: int = 0
+    """cosmos: width of the text that a layer of Cosmos-Predict2.5 reads (100352); codes enter behind this layer, whose
+    weights are kept for stock diffusers and never learn; 0: there is none"""
     context_width: Count = 64
-    """D, width of the projected codes (1024 for Cosmos-Predict2)"""
+    """D, width of the context that the transformer reads (1024 for Cosmos-Predict2, 4096 for Wan)"""
+    projection_width: Count | None = None
+    """width inside the code projection; null: context_width"""
     projection_layers: int = 1
     """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
     projection_head_dim: Count = 64
@@ -104,6 +126,9 @@ class VDMConfig:
     """aids.prediction: what the network's output means. velocity: eps - x0, as in pretrained weights; change: the
     preconditioned difference of x0 from the first frame, from which the velocity follows. An untrained network then
     starts at a still image instead of at noise, so that it learns motion alone: for models trained from scratch"""
+    sampling_shift: float | None = None
+    """sampling steps are spaced evenly and moved to strong noise by this factor, as Wan's are (3 at 480p, 5 at 720p and
+    for the 5B model); null: Karras spacing, as those of Cosmos-Predict2"""
     noise_shift: float = 1.0
     """aids.noise_shift: factor of the noise levels in training. Above 1 for latents whose motion is much larger than
     one, such as those of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
@@ -154,8 +179,15 @@ class VDMConfig:
                 "aids.prediction=change and no vdm.weights, found "
                 f"prediction={self.prediction} and weights={self.weights}"
             )
-        if not self.noise_shift > 0:
-            raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
+        for name, factor in (("noise_shift", self.noise_shift), ("sampling_shift", self.sampling_shift)):
+            if factor is not None and not factor > 0:
+                raise ValueError(f"vdm.{name} must be positive, found {factor}")
+        if self.family == "wan" and (self.warp or self.padding_channel or self.text_projection):
+            raise ValueError(
+                "vdm.family=wan has neither a warp output nor the channel and the layer of Cosmos: found "
+                f"vdm.warp={self.warp}, vdm.padding_channel={self.padding_channel} and "
+                f"vdm.text_projection={self.text_projection}"
+            )
         if len(self.rope_scale) != 3:
             raise ValueError(f"vdm.rope_scale needs three numbers (time, height, width), found {self.rope_scale}")
         if not 0 <= self.control_layers <= self.layers or (self.control == "full" and self.controlled > self.layers):

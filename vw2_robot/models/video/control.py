@@ -7,7 +7,6 @@ this branch.
 """
 
 # B batch · K latent frames · C latent channels · h, w latent grid · Q = K * h/2 * w/2 tokens · W width of a token
-# S context tokens, of width D
 from __future__ import annotations
 
 import copy
@@ -76,33 +75,24 @@ class FullControl(nn.Module):
             copied.load_state_dict(plain_state(block))
 
     def forward(
-        self,
-        transformer: nn.Module,
-        x: Float[Tensor, "B C2 K h w"],
-        times: Float[Tensor, "B K"],
-        context: Float[Tensor, "B S D"],
-        control_video: Float[Tensor, "B C K h w"],
-    ) -> list[Float[Tensor, "B Q W"]]:
-        """Return one residual per copied block.
+        self, tokens: Tensor, arguments: tuple[Any, ...], control_video: Float[Tensor, "B C K h w"]
+    ) -> list[Tensor]:
+        """Return one residual per copied block, of the shape of the tokens.
 
         Args:
-            transformer: gives the embeddings; not changed.
-            x: its input, with the channel that marks the first frame.
-            times: noise level of each latent frame.
-            context: projected codes.
+            tokens: of the noisy clip, as the transformer's first block gets them.
+            arguments: what a block gets after its tokens: context, times, positions.
             control_video: latents of the coarse clip.
         """
-        tokens = transformer.patch_embed(x).flatten(1, 3)  # type: ignore[operator]
-        temb, embedded = transformer.time_embed(tokens, times.flatten())  # type: ignore[operator]
-        rotary = transformer.rope(x, fps=None)  # type: ignore[operator]
         residuals = []
         for i, (block, after) in enumerate(zip(self.blocks, self.after, strict=True)):
             if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, context, embedded, temb, rotary, use_reentrant=False)
+                tokens = checkpoint(block, tokens, *arguments, use_reentrant=False)
             else:
-                tokens = block(tokens, context, embedded, temb, rotary)
+                tokens = block(tokens, *arguments)
             if i == 0:
-                tokens = tokens + self.mlp(rearrange(self.embed(control_video), "b c k h w -> b (k h w) c"))
+                entering = self.mlp(rearrange(self.embed(control_video), "b c k h w -> b (k h w) c"))
+                tokens = tokens + entering.view_as(tokens)
             residuals.append(FULL_WEIGHT * after(tokens))
         return residuals
 
@@ -117,7 +107,8 @@ def residuals_added(transformer: nn.Module, residuals: Sequence[Tensor]) -> Iter
     """
 
     def add(module: nn.Module, args: Any, output: Tensor, *, residual: Tensor) -> Tensor:
-        return output + residual.to(output.dtype)
+        # Not every family has its tokens as [B, Q, W].
+        return output + residual.to(output.dtype).view_as(output)
 
     handles = []
     if residuals:

@@ -1,6 +1,7 @@
 """Wrappers of diffusers' Cosmos-Predict2 parts: transformer, VAE, scheduler, attention masks, adapters.
 
-Place in the flow: below `vdm.py` and `video_codec.py`. diffusers and peft are imported when something is built. Masks
+Place in the flow: below `vdm.py` and `video_codec.py`; the counterpart of `wan.py`, whose functions have the same
+names. diffusers and peft are imported when something is built. Masks
 enter through attention processors and adapters through peft, and layers that are computed another way change their
 class alone, so the names and shapes of all weights stay those of stock diffusers; `cosmos_folder.py` reads and writes
 them.
@@ -8,12 +9,16 @@ them.
 The padding mask: stock diffusers needs torchvision to resize a mask that is zero for whole images. Here both mask
 channels are given together, so `in_channels` grows by one and `concat_padding_mask` is off while running. The weights
 are the same, and a saved folder has the options of the stock model.
+
+Cosmos-Predict2.5 has a layer that narrows the states of a language model to the context. Codes are as wide as this
+context, so they enter behind that layer; its weights are kept for stock diffusers alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -21,12 +26,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vw2_robot.errors import require
+from vw2_robot.errors import InputError, require
 
 from ..dense import Dense
+from .config import Geometry, VDMConfig
 
 # Linear layers of a block that get adapters (method 1.12).
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+# t that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
+CLEAN_TIME = 1e-4 / (1 + 1e-4)
+# The layer of Cosmos-Predict2.5 that codes do not pass.
+UNUSED = "crossattn_proj"
 
 
 class Masks:
@@ -34,6 +44,31 @@ class Masks:
 
     cross: Tensor | None = None
     self_attention: Tensor | None = None
+
+
+def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
+    """Return the options of the stock transformer's constructor; `configs/model/paper.yaml` has the 2B model's."""
+    options = {
+        "in_channels": geometry.channels + 1,  # + the mask that marks the conditioning frame
+        "out_channels": geometry.channels,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_dim,
+        "num_layers": config.layers,
+        "mlp_ratio": config.mlp_ratio,
+        "text_embed_dim": config.context_width,
+        "adaln_lora_dim": config.adaln_lora_dim,
+        # The longest axis that rotary positions reach; no weight depends on it.
+        "max_size": (max(128, geometry.latent_steps + 1), max(240, geometry.height), max(240, geometry.width)),
+        "patch_size": (1, 2, 2),
+        "rope_scale": config.rope_scale,
+        "concat_padding_mask": config.padding_channel,
+        "extra_pos_embed_type": None,
+    }
+    if config.text_projection:
+        options["use_crossattn_projection"] = True
+        options["crossattn_proj_in_channels"] = config.text_projection
+        options["encoder_hidden_states_channels"] = config.context_width
+    return options
 
 
 def build_transformer(
@@ -49,8 +84,16 @@ def build_transformer(
 
     Returns:
         The model.
+
+    Raises:
+        InputError: the installed diffusers has no Cosmos-Predict2.5, which the options ask for.
     """
     diffusers = require("diffusers", extra="train")
+    if unknown := set(options) - set(signature(diffusers.CosmosTransformer3DModel).parameters):
+        raise InputError(
+            f"diffusers {diffusers.__version__} has no Cosmos-Predict2.5 ({', '.join(sorted(unknown))} of its "
+            "transformer): update it, or set vdm.text_projection=0 and give the weights of Cosmos-Predict2"
+        )
     # While running, the padding mask is one of the input channels (see the module docstring).
     in_channels = options["in_channels"] + int(options["concat_padding_mask"])
     stock = {**options, "in_channels": in_channels, "concat_padding_mask": False}
@@ -59,8 +102,57 @@ def build_transformer(
         model: nn.Module = diffusers.CosmosTransformer3DModel(**stock)
     nn.Module.to(model, dtype)  # the `to` of diffusers warns without cause
     _compute_faster(model)
+    if hasattr(model, UNUSED):
+        model.crossattn_proj.__class__ = PassedBy
     # The model has no buffers, whose values would be lost.
     return model if filled else model.to_empty(device=device)
+
+
+class PassedBy(nn.Sequential):
+    """Layers that codes do not pass."""
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Return the context as it is."""
+        return context
+
+
+def predicted(transformer: nn.Module, x: Tensor, marks: Tensor, times: Tensor, context: Tensor) -> Tensor:
+    """Return the transformer's output [B, C, K, h, w].
+
+    Args:
+        transformer: of `build_transformer`.
+        x: [B, C, K, h, w], noisy latents with the clean first frame.
+        marks: [B, 1 or 2, K, h, w], channels that mark the first frame and padding.
+        times: [B, K], t of each latent frame.
+        context: [B, S, D].
+    """
+    out: Tensor = transformer(
+        hidden_states=x,
+        timestep=times.flatten(),  # a row for each frame, see `_compute_faster`
+        encoder_hidden_states=context,
+        condition_mask=marks,
+        fps=None,  # rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
+        return_dict=False,
+    )[0]
+    return out
+
+
+def block_arguments(
+    transformer: Any, x: Tensor, marks: Tensor, times: Tensor, context: Tensor
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return the tokens that the first block gets, and what every block gets after its tokens.
+
+    Args:
+        transformer: gives the embeddings.
+        x: as for `predicted`.
+        marks: as for `predicted`.
+        times: as for `predicted`.
+        context: as for `predicted`.
+    """
+    marked = torch.cat([x, marks], dim=1)
+    tokens = transformer.patch_embed(marked).flatten(1, 3)
+    temb, embedded = transformer.time_embed(tokens, times.flatten())
+    return tokens, (context, embedded, temb, transformer.rope(marked, fps=None))
 
 
 def _compute_faster(transformer: nn.Module) -> None:
@@ -88,21 +180,6 @@ def _compute_faster(transformer: nn.Module) -> None:
         module.__class__ = ours.get(type(module), type(module))
 
 
-def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
-    """Build an `AutoencoderKLWan` of 16 latent channels with random weights; the arguments are `WanConfig`'s fields.
-
-    Args:
-        base_dim: channels of the first level.
-        dim_mult: channels of each of the four levels over `base_dim`.
-        res_blocks: residual blocks per level.
-
-    Returns:
-        The VAE, a module of diffusers.
-    """
-    diffusers = require("diffusers", extra="train")
-    return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
-
-
 def build_scheduler() -> Any:
     """Build the flow-match Euler scheduler; the caller sets its noise levels."""
     return require("diffusers", extra="train").FlowMatchEulerDiscreteScheduler()
@@ -110,7 +187,7 @@ def build_scheduler() -> Any:
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     """Return the transformer's blocks in their order."""
-    blocks = transformer.transformer_blocks
+    blocks = getattr(transformer, "transformer_blocks", None) or transformer.blocks
     assert isinstance(blocks, nn.ModuleList)
     return list(blocks)
 
@@ -177,13 +254,18 @@ def rotated(x: Float[Tensor, "B S A D"], angles: tuple[Tensor, Tensor]) -> Float
     return torch.addcmul(x.float() * cos, x.float().roll(half, dims=-1), signed).to(x.dtype)
 
 
-def add_lora(transformer: nn.Module, rank: int) -> None:
-    """Put LoRA adapters of that rank on attention and feed-forward layers; at the start they change no bit.
+def add_lora(transformer: nn.Module, rank: int, *, targets: Sequence[str] = LORA_TARGETS) -> None:
+    """Put LoRA adapters on attention and feed-forward layers; at the start they change no bit.
 
     Adapters are float32, whatever the precision of the transformer.
+
+    Args:
+        transformer: is changed in place.
+        rank: of the adapters.
+        targets: ends of the names of the layers that get one.
     """
     peft = require("peft", extra="cosmos")
-    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
     transformer.add_adapter(config)  # type: ignore[operator]
     for name, parameter in transformer.named_parameters():
         if is_adapter(name):

@@ -158,11 +158,19 @@ def save_weights(
             module.save_lora_adapter(str(folder))  # type: ignore[operator]
 
 
-def save_scheduler(path: str | Path) -> None:
-    """Write scheduler/ with the noise levels of Cosmos-Predict2: 80 to 0.002, Karras spacing."""
+def save_scheduler(path: str | Path, *, shift: float | None) -> None:
+    """Write scheduler/ with the noise levels of Cosmos-Predict2, 80 to 0.002 in Karras spacing, or Wan's shifted ones.
+
+    Args:
+        path: the folder.
+        shift: `VDMConfig.sampling_shift`.
+    """
     scheduler = build_scheduler()
-    scheduler.register_to_config(
-        sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, use_karras_sigmas=True, final_sigmas_type="sigma_min"
-    )
+    if shift is None:
+        scheduler.register_to_config(
+            sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, use_karras_sigmas=True, final_sigmas_type="sigma_min"
+        )
+    else:
+        scheduler.register_to_config(shift=shift)
     with atomic_folder(Path(path) / "scheduler") as folder:
         scheduler.save_pretrained(str(folder))

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from vw2_robot.random_numbers import SampleNoise
 
-# Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
-CLEAN_TIME = 1e-4 / (1 + 1e-4)
 # Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022); measured: 1.06.
 CHANGE_STD = 1.0
 # With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
@@ -63,8 +61,17 @@ def loss_weight(time: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return time.square() + (1 - time).square()
 
 
-def sampling_times(num_steps: int) -> Float[Tensor, " S"]:
-    """Return the decreasing t of a sampling run (Karras spacing)."""
+def sampling_times(num_steps: int, *, shift: float | None = None) -> Float[Tensor, " S"]:
+    """Return the decreasing t of a sampling run: Karras spacing, or with `shift` that of Wan.
+
+    Args:
+        num_steps: S.
+        shift: factor of sigma = t / (1 - t), by which evenly spaced t are moved to strong noise.
+    """
+    if shift is not None:
+        # From pure noise on, in S equal steps to the least noise of Wan's training, which is left out.
+        t = torch.linspace(1, 1e-3, num_steps + 1)[:-1]
+        return shift * t / (1 + (shift - 1) * t)
     ramp = torch.linspace(0, 1, num_steps)
     first = SIGMA_FIRST ** (1 / ORDER)
     last = SIGMA_LAST ** (1 / ORDER)

@@ -1,9 +1,10 @@
 """The video diffusion model (VDM): it renders appearance, conditioned on latent codes and a coarse clip.
 
-Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` is wrapped: codes enter as
-`encoder_hidden_states`, masks through attention processors, control through forward hooks, adapters through peft, and
-linear layers and norms are computed faster (`cosmos.py`). Names and layout of its weights stay those of diffusers, so
-they load there, and those of stock diffusers here. Its parts are in `code_projection.py`, `control.py` and `cosmos.py`.
+Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` or `WanTransformer3DModel` is
+wrapped (`config.family`): codes enter as `encoder_hidden_states`, masks through attention processors, control through
+forward hooks, adapters through peft, and some layers are computed faster (`cosmos.py`, `wan.py`). Names and layout of
+the weights stay those of diffusers, so they load there, and those of stock diffusers here. Further parts are in
+`code_projection.py` and `control.py`.
 
 Noise (`noise_levels.py`): rectified flow; the network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0.
 Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a model is built,
@@ -26,22 +27,18 @@ from torch import Tensor, nn
 from vw2_robot.random_numbers import SampleNoise
 
 from ..precision import at_least_float32
+from . import cosmos, wan
 from .code_projection import CodeProjection, key_steps, visible_keys
 from .config import CodecConfig, Geometry, VDMConfig
 from .control import FullControl, LightControl, residuals_added
-from .cosmos import (
-    Masks,
-    add_lora,
-    blocks_of,
-    build_scheduler,
-    build_transformer,
-    install_masks,
-    is_adapter,
-    last_tokens,
-)
+from .cosmos import UNUSED, Masks, add_lora, blocks_of, build_scheduler, is_adapter, last_tokens
 from .cosmos_folder import load_weights, save_scheduler, save_weights
 from .latent_warp import LatentWarp
-from .noise_levels import CLEAN_TIME, loss_weight, sample_times, sampling_times, velocity_of_change
+from .noise_levels import loss_weight, sample_times, sampling_times, velocity_of_change
+
+
+# Modules whose functions have the same names: how a stock transformer is built and called.
+FAMILIES: dict[str, Any] = {"cosmos": cosmos, "wan": wan}
 
 
 class VDM(nn.Module):
@@ -71,13 +68,14 @@ class VDM(nn.Module):
             fsq_dims=geometry.fsq_dims,
             latent_steps=geometry.latent_steps,
             queries=geometry.queries,
-            width=config.context_width,
+            width=config.projection_width or config.context_width,
             layers=config.projection_layers,
             head_dim=config.projection_head_dim,
+            context_width=config.context_width,
         )
         is_bf16 = config.frozen_precision == "bf16"
-        self.transformer: nn.Module = build_transformer(
-            stock_options(config, geometry),
+        self.transformer: nn.Module = self.family.build_transformer(
+            self.family.stock_options(config, geometry),
             dtype=torch.bfloat16 if is_bf16 else torch.float32,
             # From a folder, or from a checkpoint of a run that began with it.
             filled=config.weights is None,
@@ -92,16 +90,19 @@ class VDM(nn.Module):
                 self.transformer, geometry.channels, width=config.width, blocks=config.controlled
             )
         if config.train == "lora":
-            add_lora(self.transformer, config.lora_rank)
+            add_lora(self.transformer, config.lora_rank, targets=self.family.LORA_TARGETS)
         self.warp: LatentWarp | None = None
         if config.warp:
             if codec is None or codec.kind != "dct":
                 raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found {codec}; set codec.kind=dct")
             self.warp = LatentWarp(config.width, codec)
         self._masks = Masks()
-        install_masks(blocks_of(self.transformer), self._masks)
-        if isinstance(self.control, FullControl):
-            install_masks(self.control.blocks, self._masks)
+        self.family.install_masks(self.blocks(), self._masks)
+
+    @property
+    def family(self) -> Any:
+        """The module that knows the transformer: `cosmos.py` or `wan.py`."""
+        return FAMILIES[self.config.family]
 
     def trainable_parameters(self, *, prior: bool = False) -> list[nn.Parameter]:
         """Return the parameters to be trained, in a fixed order; only these get `requires_grad`.
@@ -116,6 +117,8 @@ class VDM(nn.Module):
             part = name.split(".", 1)[0]
             if part != "transformer":
                 trained = part != "control" or not prior or self.config.still_control
+            elif name.startswith(f"transformer.{UNUSED}"):
+                trained = False
             elif prior:
                 trained = not is_adapter(name)
             else:
@@ -147,9 +150,9 @@ class VDM(nn.Module):
             merged: add adapters to the weights; else the weights from before phase 2 are written, and the adapters
                 beside them.
         """
-        stock = {key: stock_options(self.config, self.geometry)[key] for key in ("in_channels", "concat_padding_mask")}
-        save_weights(self.transformer, path, "transformer", options=stock, merged=merged)
-        save_scheduler(path)
+        options = self.family.stock_options(self.config, self.geometry)
+        save_weights(self.transformer, path, "transformer", options=options, merged=merged)
+        save_scheduler(path, shift=self.config.sampling_shift)
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks that sharded training gathers one after the other, in order.
@@ -197,7 +200,7 @@ class VDM(nn.Module):
         marks = x.new_zeros(batch, 1 + self.config.padding_channel, num_frames, height, width)
         marks[:, 0, 0] = 1.0
         times = time[:, None].repeat(1, num_frames)
-        times[:, 0] = CLEAN_TIME
+        times[:, 0] = self.family.CLEAN_TIME
         # 2. Codes as context, and who may attend to which of them.
         context = self.projection(codes)
         self._set_masks(num_frames, height, width, keep_codes, x.device)
@@ -209,21 +212,13 @@ class VDM(nn.Module):
                 if isinstance(self.control, LightControl):
                     residuals = self.control(control_video)
                 else:
-                    marked = torch.cat([x, marks], dim=1)
-                    residuals = self.control(self.transformer, marked, times, context, control_video)
+                    begin = self.family.block_arguments(self.transformer, x, marks, times, context)
+                    residuals = self.control(*begin, control_video)
             with residuals_added(self.transformer, residuals), ExitStack() as stack:
                 tokens = [] if self.warp is None else stack.enter_context(last_tokens(self.transformer))
-                out = self.transformer(
-                    hidden_states=x,
-                    timestep=times.flatten(),  # a row for each frame, see `cosmos.py`
-                    encoder_hidden_states=context,
-                    condition_mask=marks,
-                    fps=None,  # rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
-                    return_dict=False,
-                )[0]
+                out: Tensor = self.family.predicted(self.transformer, x, marks, times, context)
         if self.config.prediction == "velocity":
-            prediction: Tensor = out
-            return prediction
+            return out
         still = first[:, :, None]
         if self.warp is not None:
             # float32 on purpose: a flow is a fraction of a pixel, sampled at positions up to hundreds.
@@ -313,7 +308,7 @@ class VDM(nn.Module):
         num_steps: int = 10,
         guidance: float = 1.0,
     ) -> Float[Tensor, "B C K h w"]:
-        """Return latents of a clip, sampled by Euler steps over Karras noise levels 80 .. 0.002.
+        """Return latents of a clip, sampled by Euler steps over noise levels as `config.sampling_shift` says.
 
         Args:
             first: clean latents of frame 0.
@@ -325,7 +320,8 @@ class VDM(nn.Module):
                 1: the codes as they are. Others need a model trained with `config.code_dropout`, and twice the time.
         """
         scheduler = build_scheduler()
-        scheduler.set_timesteps(sigmas=sampling_times(num_steps).tolist(), device=first.device)
+        levels = sampling_times(num_steps, shift=self.config.sampling_shift)
+        scheduler.set_timesteps(sigmas=levels.tolist(), device=first.device)
         batch, channels, height, width = first.shape
         num_frames = codes.shape[1] + 1
         x = torch.randn(batch, channels, num_frames, height, width, generator=generator).to(first.device)
@@ -340,23 +336,3 @@ class VDM(nn.Module):
             predicted = at_least_float32(predicted)
             x = scheduler.step(predicted, time, x, return_dict=False)[0]
         return torch.cat([first[:, :, None], x[:, :, 1:]], dim=2)
-
-
-def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
-    """Return the options of the stock transformer's constructor; `configs/model/paper.yaml` has the 2B model's."""
-    return {
-        "in_channels": geometry.channels + 1,  # + the mask that marks the conditioning frame
-        "out_channels": geometry.channels,
-        "num_attention_heads": config.heads,
-        "attention_head_dim": config.head_dim,
-        "num_layers": config.layers,
-        "mlp_ratio": config.mlp_ratio,
-        "text_embed_dim": config.context_width,
-        "adaln_lora_dim": config.adaln_lora_dim,
-        # The longest axis that rotary positions reach; no weight depends on it.
-        "max_size": (max(128, geometry.latent_steps + 1), max(240, geometry.height), max(240, geometry.width)),
-        "patch_size": (1, 2, 2),
-        "rope_scale": config.rope_scale,
-        "concat_padding_mask": config.padding_channel,
-        "extra_pos_embed_type": None,
-    }

@@ -3,7 +3,7 @@
 Place in the flow: between the clip and `vdm.py`. `DCTCodec` is the parameter-free default: blocks of s x p x p pixels
 keep their lowest frequencies. It is exactly causal per latent step, invertible up to its band limit (37 to 39 dB on
 smooth clips with p = 4), and needs no download. `WanCodec` wraps diffusers' `AutoencoderKLWan`, the VAE that
-Cosmos-Predict2 was trained with; it is always frozen.
+Wan and Cosmos-Predict2 were trained with; it is always frozen.
 
 Layout: pixels are [B, T, 3, H, W] in [-1, 1]; latents are diffusers' [B, C, K, h, w], where latent frame 0 is frame 0
 alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the dLDM's steps.
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..precision import at_least_float32
 from .config import CodecConfig
-from .cosmos import build_vae
 from .cosmos_folder import load_weights
+from .wan import build_vae
 
 
 def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
@@ -121,8 +121,7 @@ class WanCodec(nn.Module):
         super().__init__()
         self.config = config
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        wan = config.wan
-        vae = build_vae(wan.base_dim, dim_mult=wan.dim_mult, res_blocks=wan.res_blocks)
+        vae = build_vae(config.wan)
         self.vae = nn.Module.to(vae, dtype).eval().requires_grad_(False)  # the `to` of diffusers warns without cause
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean))
         self.register_buffer("std", torch.tensor(vae.config.latents_std))

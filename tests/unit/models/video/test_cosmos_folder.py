@@ -16,8 +16,8 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig, WanConfig
-from vw2_robot.models.video.cosmos import plain_state
-from vw2_robot.models.video.vdm import VDM, stock_options
+from vw2_robot.models.video.cosmos import plain_state, stock_options
+from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import WanCodec, build_codec
 
 PAPER_GEOMETRY = Geometry(channels=16, latent_steps=23, height=60, width=104, queries=4, fsq_dims=4)

@@ -9,7 +9,8 @@ from torch import nn
 
 from vw2_robot.models.video.code_projection import CodeProjection, key_steps, visible_keys
 from vw2_robot.models.video.config import Geometry, VDMConfig
-from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, sample_times
+from vw2_robot.models.video.cosmos import CLEAN_TIME
+from vw2_robot.models.video.noise_levels import CHANGE_STD, sample_times
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.random_numbers import SampleNoise
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from vw2_robot.models.video.config import Geometry, VDMConfig
 from vw2_robot.models.video.control import FullControl
-from vw2_robot.models.video.cosmos import blocks_of, build_transformer, is_adapter, plain_state
-from vw2_robot.models.video.vdm import VDM, stock_options
+from vw2_robot.models.video.cosmos import blocks_of, build_transformer, is_adapter, plain_state, stock_options
+from vw2_robot.models.video.vdm import VDM
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import OptimConfig
