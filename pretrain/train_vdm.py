@@ -27,6 +27,7 @@ from vw2_robot.distributed.ranks import global_sum, is_main, main_first
 from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.video.config import CodecConfig, VDMConfig
+from vw2_robot.models.video.cosmos_native import variant_of
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -97,6 +98,8 @@ def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCode
         vdm.finish_prior()
     else:
         vdm.load_folder(config.vdm.weights)
+        if config.vdm.family == "cosmos" and is_main():
+            print(f"vdm: {variant_of(Path(config.vdm.weights))}", flush=True)
     return vdm, codec
 
 

@@ -71,8 +71,8 @@ def with_choice(config_name: str, choice: str) -> list[str]:
 
 # What has no default, since a random one must be asked for by name.
 WEIGHTS = {
-    "model=paper": ["vdm.weights=DIR", "codec.weights=DIR"],
-    "model=release": ["vdm.weights=DIR", "codec.weights=DIR"],
+    f"model={name}": ["vdm.weights=DIR", "codec.weights=DIR"]
+    for name in ("paper", "release", "cosmos25", "wan21", "wan22")
 }
 
 

@@ -18,7 +18,9 @@ from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.schedule import learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-PRESETS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+# `paper` with another video model.
+OPEN_MODELS = ("cosmos25", "wan21", "wan22")
+PRESETS = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - set(OPEN_MODELS))
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 PRETRAINED = ("paper", "release")
 BASELINES = ("plain", "lapa", "videoworld", "3a_baseline", "a3_baseline")
@@ -27,7 +29,7 @@ BASELINES = ("plain", "lapa", "videoworld", "3a_baseline", "a3_baseline")
 @functools.cache
 def preset_of(name: str) -> DictConfig:
     """The preset with its interpolations; folders stand for the weights that it wants, and nothing opens them."""
-    given = ("vdm.weights=DIR", "codec.weights=DIR") if name in PRETRAINED else ()
+    given = ("vdm.weights=DIR", "codec.weights=DIR") if name in (*PRETRAINED, *OPEN_MODELS) else ()
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = compose("pretrain", [f"model={name}", "run_dir=r", *given])
     OmegaConf.set_struct(tree, False)  # experiments set keys that a preset leaves at their defaults
@@ -78,6 +80,14 @@ def test_an_aid_is_set_in_one_place() -> None:
         configured("paper", "dldm.output=warp")
     with pytest.raises(InputError, match=r"aids\.reader=true needs train_dldm\.reader\.loop"):
         configured("paper", "aids.reader=true")
+
+
+@pytest.mark.parametrize("preset", OPEN_MODELS)
+def test_another_video_model_changes_nothing_else(preset: str) -> None:
+    config, paper = configured(preset), configured("paper")
+    assert replace(config, vdm=paper.vdm, codec=paper.codec) == paper
+    assert config.vdm != paper.vdm
+    assert (config.codec == paper.codec) == (preset != "wan22")
 
 
 @pytest.mark.parametrize("preset", PRETRAINED)

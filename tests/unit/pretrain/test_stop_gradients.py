@@ -47,11 +47,14 @@ LOOP = LoopConfig(train_steps=10, batch_size=2, optim=OPTIM)
 PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
 
 
-def build(*, shaken=True):
+def build(*, shaken=True, family="cosmos"):
     """dLDM, VDM, codec. Shaken: zero-initialized layers are moved off zero, as after a few steps of training."""
     torch.manual_seed(0)
     dldm = DLDM(DLDM_TINY)
-    vdm = VDM(VDM_TINY, Geometry(channels=24, latent_steps=2, height=2, width=2, queries=4, fsq_dims=4))
+    vdm = VDM(
+        replace(VDM_TINY, family=family),
+        Geometry(channels=24, latent_steps=2, height=2, width=2, queries=4, fsq_dims=4),
+    )
     if shaken:
         with torch.no_grad():
             for parameter in vdm.parameters():
@@ -120,9 +123,9 @@ def test_reconstruction_in_phase_two_trains_the_decoder_and_by_switch_the_trunk(
     assert learners(loss, dldm, vdm) == ({"decoder", "trunk"} if anchor_grad else {"decoder"})
 
 
-@pytest.mark.parametrize("anchor_grad", [False, True])
-def test_denoising_trains_codes_projection_transformer_and_control_but_never_the_decoder(anchor_grad):
-    dldm, vdm, codec = build()
+@pytest.mark.parametrize(("anchor_grad", "family"), [(False, "cosmos"), (True, "cosmos"), (False, "wan")])
+def test_denoising_trains_codes_projection_transformer_and_control_but_never_the_decoder(anchor_grad, family):
+    dldm, vdm, codec = build(family=family)
     loss = two(dldm, vdm, codec, phases=replace(PHASES, reconstruction_weight=0.0, anchor_grad=anchor_grad))
     assert learners(loss, dldm, vdm) == (AUTOENCODER - {"decoder"}) | RENDERER
     assert all(p.grad is None or not p.grad.any() for p in dldm.decoder.parameters())

@@ -1,6 +1,6 @@
-"""Reading and writing of weight folders in the layout of diffusers, such as the one of Cosmos-Predict2-2B.
+"""Reading and writing of weight folders in the layout of diffusers, such as those of Cosmos-Predict2-2B and Wan.
 
-    transformer/  config.json, *.safetensors      CosmosTransformer3DModel
+    transformer/  config.json, *.safetensors      CosmosTransformer3DModel or WanTransformer3DModel
     vae/          config.json, *.safetensors      AutoencoderKLWan
     scheduler/    scheduler_config.json           FlowMatchEulerDiscreteScheduler
 
@@ -11,7 +11,7 @@ the size that the configuration describes, so that a checkpoint alone can rebuil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,31 +47,40 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
     if not (folder / "config.json").is_file():
         raise InputError(
             f"{folder} holds no config.json; {section}.weights must name a folder in diffusers' layout, such as a copy "
-            f"of nvidia/Cosmos-Predict2-2B-Video2World, with {part}/ in it"
+            f"of nvidia/Cosmos-Predict2-2B-Video2World or Wan-AI/Wan2.1-T2V-1.3B-Diffusers, with {part}/ in it"
         )
     kind: Any = type(module)
     facts = _same_size(module, kind, folder, section=section)
     # Read here and not by `from_pretrained`, which builds a second model, in float32 by default: with this the weights
     # are in memory once, beside pages of the files that the system may drop.
-    wanted = plain_state(module)
-    missing = set(wanted)
-    for file in _weight_files(folder):
-        for name, value in _tensors(file, folder):
-            if name not in missing or value.shape != wanted[name].shape:
-                raise InputError(
-                    f"{file} holds {name} {list(value.shape)}, which {folder}/config.json does not describe"
-                )
-            with torch.no_grad():
-                wanted[name].copy_(value)
-            missing.remove(name)
-    if missing:
-        raise InputError(
-            f"{folder} does not hold all weights that its config.json describes: {sorted(missing)[:5]} are missing"
-        )
+    fill(module, ((file, *named) for file in weight_files(folder) for named in _tensors(file, folder)), folder)
     return facts
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def fill(module: nn.Module, tensors: Iterable[tuple[Path, str, Tensor]], source: Path) -> None:
+    """Copy tensors into the weights of a model, all but adapters.
+
+    Args:
+        module: a model of diffusers, changed in place.
+        tensors: file, stock name and value of each.
+        source: folder or file of all of them, for messages.
+
+    Raises:
+        InputError: a tensor is unknown or of another size, or one is missing.
+    """
+    wanted = plain_state(module)
+    missing = set(wanted)
+    for file, name, value in tensors:
+        if name not in missing or value.shape != wanted[name].shape:
+            raise InputError(f"{file} holds {name} {list(value.shape)}, which does not fit the model that is described")
+        with torch.no_grad():
+            wanted[name].copy_(value)
+        missing.remove(name)
+    if missing:
+        raise InputError(f"{source} does not hold all weights of the model: {sorted(missing)[:5]} are missing")
+
+
+def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a model of diffusers: one, or those that its index names.
 
     Raises:
@@ -112,8 +121,14 @@ def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[st
     """Return the configuration in `folder`; refuse one that describes other weights than those of `module`."""
     limit = AllocationLimit.like(plain_state(module), what=f"{folder}/config.json")
     try:
+        described = kind.load_config(str(folder), local_files_only=True)
+        if (named := described.get("_class_name", kind.__name__)) != kind.__name__:
+            raise InputError(
+                f"{folder} holds a {named}, the configuration describes a {kind.__name__}; vdm.family decides which, "
+                "configs/model has a preset for each"
+            )
         with limit, torch.device("meta"):
-            stock = kind.from_config(kind.load_config(str(folder), local_files_only=True))
+            stock = kind.from_config(described)
     except InputError:
         raise
     except Exception as error:  # of many kinds: the library gets unchecked values
@@ -130,7 +145,8 @@ def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[st
         if mine != theirs:
             raise InputError(
                 f"{folder} holds a model of another size than {section} describes: {name} is {theirs} there, {mine} "
-                "here; configs/model/paper.yaml has the numbers of Cosmos-Predict2-2B"
+                "here; configs/model has the numbers of the released models: paper.yaml (Cosmos-Predict2-2B), "
+                "cosmos25.yaml, wan21.yaml, wan22.yaml"
             )
     return facts
 

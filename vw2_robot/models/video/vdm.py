@@ -33,6 +33,7 @@ from .config import CodecConfig, Geometry, VDMConfig
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import UNUSED, Masks, add_lora, blocks_of, build_scheduler, is_adapter, last_tokens
 from .cosmos_folder import load_weights, save_scheduler, save_weights
+from .cosmos_native import load_native
 from .latent_warp import LatentWarp
 from .noise_levels import loss_weight, sample_times, sampling_times, velocity_of_change
 
@@ -136,10 +137,16 @@ class VDM(nn.Module):
     def load_folder(self, path: str | Path) -> None:
         """Load the transformer of a folder in diffusers' layout as the prior, and call `finish_prior`.
 
+        Args:
+            path: the folder, or for Cosmos a native .pt file.
+
         Raises:
             InputError: there is no such folder, or it holds another size than the configuration describes.
         """
-        load_weights(self.transformer, path, "transformer", section="vdm")
+        if self.config.family == "cosmos" and Path(path).suffix == ".pt":
+            load_native(self.transformer, Path(path))
+        else:
+            load_weights(self.transformer, path, "transformer", section="vdm")
         self.finish_prior()
 
     def save_folder(self, path: str | Path, *, merged: bool = True) -> None:
