@@ -318,12 +318,14 @@ def main() -> None:
         phase_one_rows(dldm)
         return
     vdm = replace(vdm, layers=chosen.layers or vdm.layers)
-    describe(dldm, vdm, geometry_of(dldm, codec), codec)
+    # The sides of the VDM's frames over the dLDM's: `model=paper` at its own size and at the paper's, others at theirs.
+    scales = (1, 2) if vdm.frame_height is None else (vdm.frame_height // dldm.height,)
+    describe(dldm, vdm, geometry_of(dldm, codec, enlarge=scales[0]), codec)
     print(
         f"\n{'VDM at':<12}{'VDM trained':<14}{'recompute':<11}{'weights':>9}{'grad+Adam':>11}{'activations':>13}"
         f"{'sum, GB':>9}" + "".join(f"{f'{card} GB':>8}" for card in CARDS)
     )
-    for enlarge in (1, 2):
+    for enlarge in scales:
         geometry = geometry_of(dldm, codec, enlarge=enlarge)
         for train in ("full", "lora", "frozen"):
             config = trained_as(vdm, train)

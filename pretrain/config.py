@@ -474,6 +474,9 @@ class ImagineConfig:
     guidance: float = 1.0
     """weight of the codes against null codes; 1: the codes as they are; others need a VDM trained with
     aids.code_dropout, and take twice the time"""
+    negative_prompt: ExistingPath | None = None
+    """guidance against an embedded text instead of null codes, as in the published code: a .npy file, floats [tokens,
+    vdm.context_width]"""
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
     """frames per second of the video; default: the rate at which the policy was pre-trained"""
@@ -489,6 +492,8 @@ class ImagineConfig:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if not self.guidance >= 0:
             raise ValueError(f"guidance must not be negative, found {self.guidance}")
+        if self.negative_prompt is not None and (self.guidance == 1 or self.vdm is None):
+            raise ValueError("negative_prompt is for guidance: give vdm=DIR and a guidance other than 1")
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frame_cache is None):

@@ -45,6 +45,7 @@ class Renderer:
     grayscale_control: bool
     sample_steps: int
     guidance: float = 1.0
+    negative: Tensor | None = None
 
     @torch.no_grad()
     def render(
@@ -71,6 +72,7 @@ class Renderer:
             generator=generator,
             num_steps=self.sample_steps,
             guidance=self.guidance,
+            negative=self.negative,
         )
         return self.codec.decode(latents).clamp(-1, 1)
 

@@ -244,6 +244,18 @@ def read_codes(file: Path, dldm: DLDM) -> Tensor:
     return torch.from_numpy(codes.astype(np.int64))
 
 
+def read_prompt(file: Path, *, width: int) -> Tensor:
+    """Return an embedded text, float32 [tokens, width].
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    embedded = read_array(file, cure="give a .npy file with the embedding of a text")
+    if embedded.dtype.kind != "f" or embedded.ndim != 2 or embedded.shape[1] != width or not len(embedded):
+        raise InputError(f"{file}: expected floats [tokens, {width}], found {embedded.dtype} {list(embedded.shape)}")
+    return torch.from_numpy(embedded.astype(np.float32))
+
+
 def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
     """Return the VDM of the dLDM stage in `folder`, or in a run folder of pretrain-on-openx.
 
@@ -273,11 +285,14 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
     if video is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
     vdm, codec = video
-    if config.guidance != 1 and not vdm.config.code_dropout:
+    if config.guidance != 1 and not vdm.config.code_dropout and config.negative_prompt is None:
         raise InputError(
             f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
-            "(aids.code_dropout=0); use guidance=1"
+            "(aids.code_dropout=0); use guidance=1, or give an embedded negative_prompt"
         )
+    negative = None
+    if config.negative_prompt is not None:
+        negative = read_prompt(Path(config.negative_prompt), width=vdm.config.context_width).to(device)
     grayscale = config.grayscale_control
     if grayscale is None:
         grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
@@ -287,6 +302,7 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         grayscale_control=grayscale,
         sample_steps=config.sample_steps,
         guidance=config.guidance,
+        negative=negative,
     )
 
 

@@ -33,9 +33,9 @@ from torch import nn
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import cache_frames
-from vw2_robot.models.video.config import Geometry, VDMConfig
-from vw2_robot.models.video.config import WanConfig
-from vw2_robot.models.video.vdm import stock_options
+from vw2_robot.models.video.config import Geometry, VDMConfig, WanConfig
+from vw2_robot.models.video.cosmos import stock_options
+from vw2_robot.models.video.wan import build_vae
 
 REPO = Path(__file__).resolve().parents[2]
 SIDE = 32

@@ -16,7 +16,7 @@ def test_a_program_has_its_groups_and_no_other() -> None:
     ("program", "override", "message"),
     [
         ("pretrain", "model=tinny", "model=tinny: there is no model called tinny; nearest: tiny"),
-        ("pretrain", "model=tiny,huge", "no model called huge; there are demo, h200, paper, release, tiny"),
+        ("pretrain", "model=tiny,huge", "no model called huge; there are cosmos25, demo, h200, paper, release, tiny, "),
         ("pretrain", "+experiment=3a_vmd", "nearest: 3a_vdm"),
         ("finetune", "+experiment=vw2_10", "nearest: finetune/vw2_10"),
         ("finetune", "method=orakle", "nearest: oracle"),

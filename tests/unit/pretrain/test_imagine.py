@@ -308,12 +308,18 @@ def test_a_larger_vdm_renders_with_guidance_beside_an_enlarged_coarse_video(trai
     imagine(made)
     imagine(replace(made, guidance=3.0))
     imagine(replace(made, grayscale_control=False))
-    plain, guided, colored = (frames for _, frames, _ in recorded)
+    np.save(trained / "prompt.npy", np.ones((3, larger.context_width), np.float16))
+    imagine(replace(made, guidance=3.0, negative_prompt=str(trained / "prompt.npy")))
+    plain, guided, colored, against_text = (frames for _, frames, _ in recorded)
     assert plain.shape == guided.shape == (9, 32, 64, 3)  # coarse, rendered
     np.testing.assert_array_equal(plain[0, :, 32:], image)
     np.testing.assert_array_equal(plain[:, :, :32], guided[:, :, :32])
     assert not np.array_equal(plain[1:, :, 32:], guided[1:, :, 32:])
     np.testing.assert_array_equal(plain, colored)  # as it was trained
+    assert not np.array_equal(guided[1:, :, 32:], against_text[1:, :, 32:])
+    with pytest.raises(InputError, match=r"prompt\.npy: expected floats \[tokens, 8\], found float16 \[3, 4\]"):
+        np.save(trained / "prompt.npy", np.ones((3, 4), np.float16))
+        imagine(replace(made, guidance=3.0, negative_prompt=str(trained / "prompt.npy")))
 
 
 def test_codes_of_a_file_are_decoded(trained, recorded):
@@ -373,6 +379,7 @@ def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
         ({"frame_cache": None, "image": "a.png"}, "codes=predicted needs an instruction"),
         ({"anchor": "rendered"}, "needs a VDM that renders"),
         ({"segments": 0}, "segments must be at least 1"),
+        ({"negative_prompt": "text.npy"}, "negative_prompt is for guidance"),
     ],
 )
 def test_contradictions_are_refused(trained, change, message):

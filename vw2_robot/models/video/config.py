@@ -66,8 +66,8 @@ class CodecConfig:
         if self.kind == "wan":
             if (self.stride, self.block) != (4, self.wan.block):
                 raise ValueError(
-                    f"codec.kind=wan of version {self.wan.version} has codec.stride=4 and codec.block={self.wan.block}, "
-                    f"found {self.stride} and {self.block}"
+                    f"codec.kind=wan of version {self.wan.version} has codec.stride=4 and "
+                    f"codec.block={self.wan.block}, found {self.stride} and {self.block}"
                 )
             return
         if self.weights is not None:
@@ -158,8 +158,8 @@ class VDMConfig:
     """what phase 2 begins with. prior: the video prior of `weights`, or without them of its stage; weights: that of
     `weights`, and of nothing else; random: random weights (Table A.3)"""
     weights: ExistingPath | None = None
-    """folder in diffusers' layout whose transformer/ is the prior, instead of training one; for Cosmos also the .pt file
-    that is released beside it"""
+    """folder in diffusers' layout whose transformer/ is the prior, instead of training one; for Cosmos also the .pt
+    file that is released beside it"""
     frozen_precision: Literal["float32", "bf16"] = "float32"
     """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
 

@@ -37,7 +37,6 @@ from .cosmos_native import load_native
 from .latent_warp import LatentWarp
 from .noise_levels import loss_weight, sample_times, sampling_times, velocity_of_change
 
-
 # Modules whose functions have the same names: how a stock transformer is built and called.
 FAMILIES: dict[str, Any] = {"cosmos": cosmos, "wan": wan}
 
@@ -189,6 +188,7 @@ class VDM(nn.Module):
         *,
         control_video: Float[Tensor, "B C K h w"] | None,
         keep_codes: Bool[Tensor, " B"] | None = None,
+        text: Float[Tensor, "S D"] | None = None,
     ) -> Float[Tensor, "B C K h w"]:
         """Return the predicted velocity eps - x0.
 
@@ -199,6 +199,7 @@ class VDM(nn.Module):
             codes: quantized codes.
             control_video: latents of the coarse clip; None leaves the control branch out.
             keep_codes: samples with False get the null token alone.
+            text: an embedded text that every frame sees in place of the codes, as the weights were pretrained.
         """
         batch, _, num_frames, height, width = noisy.shape
         # 1. Latent frame 0 is given clean, with a channel that marks it and a noise level of nearly zero. The second
@@ -209,8 +210,12 @@ class VDM(nn.Module):
         times = time[:, None].repeat(1, num_frames)
         times[:, 0] = self.family.CLEAN_TIME
         # 2. Codes as context, and who may attend to which of them.
-        context = self.projection(codes)
         self._set_masks(num_frames, height, width, keep_codes, x.device)
+        if text is None:
+            context = self.projection(codes)
+        else:
+            context = text.to(x).expand(batch, -1, -1)
+            self._masks.cross = None
         # 3. Transformer with control. Weights kept in bfloat16 run in bfloat16; else the caller's autocast decides.
         is_bf16 = self.config.frozen_precision == "bf16"
         with torch.autocast(x.device.type, dtype=torch.bfloat16) if is_bf16 else nullcontext():
@@ -314,6 +319,7 @@ class VDM(nn.Module):
         generator: torch.Generator,
         num_steps: int = 10,
         guidance: float = 1.0,
+        negative: Float[Tensor, "S D"] | None = None,
     ) -> Float[Tensor, "B C K h w"]:
         """Return latents of a clip, sampled by Euler steps over noise levels as `config.sampling_shift` says.
 
@@ -325,6 +331,7 @@ class VDM(nn.Module):
             num_steps: of the sampler.
             guidance: weight of the codes against the null context (classifier-free guidance, Ho & Salimans 2022);
                 1: the codes as they are. Others need a model trained with `config.code_dropout`, and twice the time.
+            negative: an embedded negative prompt that stands for the null context, as the published code has it.
         """
         scheduler = build_scheduler()
         levels = sampling_times(num_steps, shift=self.config.sampling_shift)
@@ -337,7 +344,9 @@ class VDM(nn.Module):
             predicted = self.velocity(x, times, first, codes, control_video=control_video)
             if guidance != 1.0:
                 nothing = torch.zeros(batch, dtype=torch.bool, device=x.device)
-                null = self.velocity(x, times, first, codes, control_video=control_video, keep_codes=nothing)
+                null = self.velocity(
+                    x, times, first, codes, control_video=control_video, keep_codes=nothing, text=negative
+                )
                 predicted = null + guidance * (predicted - null)
             # float32: the scheduler rounds what it returns to the precision of the velocity, step after step.
             predicted = at_least_float32(predicted)

@@ -93,7 +93,7 @@ def test_guidance_moves_a_sample_away_from_that_of_null_codes():
             parameter.add_(0.05 * torch.randn_like(parameter))
     seen = []
 
-    def velocity(noisy, time, first, codes, *, control_video, keep_codes=None):
+    def velocity(noisy, time, first, codes, *, control_video, keep_codes=None, text=None):
         seen.append(keep_codes)
         return torch.full_like(noisy, 1.0 if keep_codes is None else 0.25)
 

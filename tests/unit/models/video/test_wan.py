@@ -46,7 +46,7 @@ WAN22 = CodecConfig(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder as the 5B model comes: transformer/ with 48 channels and vae/ of version 2.2, made by stock diffusers."""
+    """A folder as the 5B model comes, made by stock diffusers: transformer/ of 48 channels, vae/ of version 2.2."""
     path = tmp_path_factory.mktemp("Wan2.2-narrow")
     torch.manual_seed(1)
     diffusers.WanTransformer3DModel(**stock_options(TINY, GEOMETRY)).save_pretrained(str(path / "transformer"))
@@ -92,11 +92,17 @@ def test_a_stock_folder_with_control_and_adapters_at_their_start_answers_as_stoc
     noisy, times, first, codes = inputs()
     found = model.velocity(noisy, times, first, codes, control_video=torch.randn_like(noisy))
     x = torch.cat([first[:, :, None], noisy[:, :, 1:]], dim=2)
-    # Stock diffusers takes a time for every token, as its pipeline of the 5B model gives them: 0 in frame 0, else 1000 t.
+    # Stock diffusers takes a time for every token. Its pipeline of the 5B model gives 0 in frame 0, else 1000 t.
     per_token = 1000 * torch.stack([torch.zeros(2), times, times], dim=1).repeat_interleave(2, dim=1)
     with torch.no_grad():
         expected = stock(x, per_token, model.projection(codes), return_dict=False)[0]
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    # As pretrained: a text in place of the codes, which every frame sees whatever the mask of the codes is.
+    text = torch.randn(5, 32)
+    with torch.no_grad():
+        found = model.velocity(*inputs(), control_video=None, keep_codes=torch.tensor([False, False]), text=text)
+        expected_of_text = stock(x, per_token, text.expand(2, -1, -1), return_dict=False)[0]
+    torch.testing.assert_close(found, expected_of_text, atol=2e-6, rtol=1e-5)
     layers = model.control.out if control == "light" else model.control.after
     nn.init.normal_(layers[0].weight)
     moved = model.velocity(noisy, times, first, codes, control_video=torch.randn_like(noisy))
@@ -227,7 +233,7 @@ def test_training_and_sampling_are_right_for_a_model_that_is_exact_for_gaussian_
     generator = torch.Generator().manual_seed(0)
     sample = model.sample(first, codes, control_video=None, generator=generator, num_steps=200)
     noise = torch.randn(2, 48, 3, 2, 4, generator=torch.Generator().manual_seed(0))
-    # The flow of a Gaussian maps quantiles to quantiles; Euler steps of 1/200 end within 0.044 of it, of 1/400 within 0.022.
+    # The flow of a Gaussian maps quantiles to quantiles; 200 Euler steps end within 0.044 of it, 400 within 0.022.
     torch.testing.assert_close(sample[:, :, 1:], 0.5 + 0.3 * noise[:, :, 1:], atol=0.06, rtol=0)
     clips = 64
     latents = 0.5 + 0.3 * torch.randn(clips, 48, 3, 2, 4)
