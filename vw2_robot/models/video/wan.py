@@ -134,7 +134,7 @@ def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
         """The stock attention of all tokens of a clip, with masks."""
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.masks = masks  # an attribute, so that a deep copy of the model gets a copy of the masks
 
         def __call__(
