@@ -18,7 +18,7 @@ from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect, Decode
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.devices import Hardware
-from vw2_robot.limits import ExistingPath, Rate, Share, Unbounded
+from vw2_robot.limits import Count, ExistingPath, Rate, Share, Unbounded
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.config import PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
@@ -283,6 +283,9 @@ class TrainPolicyConfig:
     latent_steps: int | None = None
     """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
     consecutive clips, joined"""
+    condition_every: Count | None = None
+    """with more latent steps than those of one clip: the plan goes on, but after every so many of them it is predicted
+    from the newest frame and the codes so far; whole clips. null: from the first frame alone"""
     codes: Literal["shuffled"] | None = None
     """shuffled: each window gets the codes of another one, chosen at random, here and in fine-tuning: a control, whose
     codes say nothing about their window; null: each has its codes"""
@@ -363,6 +366,12 @@ class PretrainConfig:
             raise ValueError(
                 f"replay={self.replay.engine} with data.stream={self.data.stream} and data.path={self.data.path}: "
                 "clips come from a replay or from a stream, and a replay in memory is filled from data.path"
+            )
+        every, whole = self.train_policy.condition_every, self.train_policy.latent_steps or self.dldm.latent_steps
+        if every is not None and (every % self.dldm.latent_steps or whole % every or whole == every):
+            raise ValueError(
+                f"train_policy.condition_every={every} must be a number of whole clips of {self.dldm.latent_steps} "
+                f"latent steps, and a plan a number of such runs: found train_policy.latent_steps={whole}"
             )
         if self.codec.stride != self.dldm.temporal_stride:
             raise ValueError(

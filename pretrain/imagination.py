@@ -4,7 +4,8 @@ Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse cli
 clip. A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the
 segment before it, and that double is left out where segments are joined.
 
-    plan     full: the policy predicts all codes from the first image, later ones conditioned on earlier ones
+    plan     full: the policy predicts all codes from the first image, later ones conditioned on earlier ones; where it
+             was trained so, from the newest frame after every `condition_every` latent steps as well
              requery: it predicts the codes of every segment from the frame that the segment begins with
     anchor   coarse: the coarse video continues from its own last frame, the rendered one from its own (as released)
              rendered: both continue from the rendered last frame
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -135,24 +137,35 @@ def imagine_segments(
     return Imagined(torch.cat(coarse_parts), whole, torch.cat(codes))
 
 
-def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps: int, segments: int) -> PlanSegment:
+def plan_of(
+    decode: Callable[[Tensor, int, Tensor | None], Tensor],
+    *,
+    plan: Plan,
+    latent_steps: int,
+    segments: int,
+    condition_every: int | None = None,
+) -> PlanSegment:
     """Return the function that gives the codes of a segment.
 
     Args:
-        decode: (frame, number of latent steps) -> codes.
+        decode: (frame, number of latent steps, codes of the plan so far or None) -> codes that follow.
         plan: full: all codes come from the first frame, and the frames of later segments are not used.
         latent_steps: M.
         segments: how many segments there will be.
+        condition_every: with plan=full: so many latent steps come from the first frame, and the next ones from the
+            frame where they begin and all codes before; as the policy was trained. A multiple of M.
     """
     whole: list[Tensor] = []
+    run = condition_every or latent_steps * segments
 
     def segment(number: int, frame: Tensor) -> Tensor:
         if plan == "requery":
-            return decode(frame, latent_steps)
-        # Predicted once, at the first segment, and then cut into segments.
-        if not whole:
-            whole.append(decode(frame, latent_steps * segments))
-        return whole[0][:, number * latent_steps : (number + 1) * latent_steps]
+            return decode(frame, latent_steps, None)
+        # A run is predicted once, at its first segment, and then cut into segments.
+        if number * latent_steps == len(whole) * run:
+            whole.append(decode(frame, run, torch.cat(whole, dim=1) if whole else None))
+        start = number * latent_steps % run
+        return whole[-1][:, start : start + latent_steps]
 
     return segment
 
@@ -165,8 +178,8 @@ def policy_decoder(
     chunk_size: int,
     sampling: Sampling,
     generator: torch.Generator,
-) -> Callable[[Tensor, int], Tensor]:
-    """Return the function (frame, number of latent steps) -> codes that the policy predicts for the instruction.
+) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+    """Return the function (frame, number of latent steps, codes so far) -> codes that the policy predicts.
 
     Args:
         policy: predicts.
@@ -178,7 +191,7 @@ def policy_decoder(
     """
     temperature = sampling.temperature or float(acting == "sampled")
 
-    def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
+    def decode(frame: Tensor, latent_steps: int, so_far: Tensor | None) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
         # As the agent resizes what it is given, so that the policy sees images of its own kind.
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
@@ -187,15 +200,20 @@ def policy_decoder(
             codes = act(policy, prompt, latent_steps=latent_steps, acting=acting, last_code=False).codes_BHN
             assert codes is not None
             return codes
-        return policy.long_plan(
+        sampled = partial(
+            policy.long_plan if so_far is None else policy.decode,
             prompt,
             latent_steps=latent_steps,
-            window=chunk_size,
             temperature=temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             generator=generator,
             expected=acting == "expected" and not temperature,
         )
+        if so_far is None:
+            return sampled(window=chunk_size)
+        # No longer than a plan of the training, and so that its last run is predicted.
+        codes: Tensor = sampled(given=so_far[:, -(chunk_size - latent_steps) :]).codes_BHN
+        return codes
 
     return decode

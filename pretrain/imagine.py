@@ -12,6 +12,7 @@ could show. A fine-tuned policy predicts them as it acts (`acting`): what is dra
 # T frames · M latent steps of a segment · N codes per step
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def imagine(config: ImagineConfig) -> None:
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
-        plan_segments(config, policy, dldm, begin, acting, device),
+        plan_segments(config, policy, dldm, begin, acting, checkpoint.facts, device),
         segments=config.segments,
         anchor=config.anchor,
         renderer=renderer,
@@ -164,6 +165,7 @@ def plan_segments(
     dldm: DLDM,
     begin: Beginning,
     acting: Acting,
+    facts: Mapping[str, Any],
     device: torch.device,
 ) -> PlanSegment:
     """Return the function that gives the codes of a segment: predicted, encoded, or of a file.
@@ -174,6 +176,7 @@ def plan_segments(
         dldm: on the device; its size decides the M latent steps and N codes per step of a segment.
         begin: its instruction for predicted codes, its true continuation for encoded ones.
         acting: how the policy acts, for predicted codes.
+        facts: of the policy's checkpoint: which frames a plan is conditioned on.
         device: where encoded codes and those of a file are put.
 
     Returns:
@@ -184,15 +187,18 @@ def plan_segments(
     """
     latent_steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
+        every = facts.get("condition_every") if config.plan == "full" else None
         decode = policy_decoder(
             policy,
             begin.prompt,
             acting=acting,
-            chunk_size=latent_steps,
+            chunk_size=latent_steps if every is None else int(facts["plan_steps"]),
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),
         )
-        return plan_of(decode, plan=config.plan, latent_steps=latent_steps, segments=config.segments)
+        return plan_of(
+            decode, plan=config.plan, latent_steps=latent_steps, segments=config.segments, condition_every=every
+        )
     if config.codes == ENCODED:
         given = encode_true(dldm, begin, device)
     else:

@@ -26,7 +26,7 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import clip_offsets
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
-from vw2_robot.data.latents import LatentCache, LatentWindows, joined, shuffled
+from vw2_robot.data.latents import LatentCache, LatentWindows, anchored, joined, shuffled
 from vw2_robot.devices import Hardware
 from vw2_robot.distributed.batch_share import BatchShare, shared_chunks
 from vw2_robot.distributed.ranks import global_sum
@@ -285,6 +285,8 @@ def with_chosen_codes(config: PretrainConfig, windows: LatentWindows) -> LatentW
 def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
     """Return the windows with `train_policy.latent_steps` latent steps each: cut, or joined end to end.
 
+    With `train_policy.condition_every` each of them is there once for every frame that it is conditioned on.
+
     Args:
         config: its `train_policy.latent_steps` is the number wanted; None keeps the windows as they are.
         windows: windows of the latent cache, with `dldm.latent_steps` latent steps each.
@@ -306,6 +308,7 @@ def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: 
     # Windows of the cache overlap: one that begins where another ends continues it.
     ends = windows.start + np.array([reach[hz] for hz in frame_cache.episodes.hz[windows.episode].tolist()])
     resized = joined(windows, ends=ends, latent_steps=wanted)
+    every = config.train_policy.condition_every
     if wanted > cached and len(windows) and not resized.valid[:, cached].any():
         raise InputError(
             f"train_policy.latent_steps={wanted}, but no window of {cached} latent steps in "
@@ -313,7 +316,11 @@ def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: 
             f"extract_latents.cache_stride={config.extract_latents.cache_stride} to a divisor of that, or "
             f"train_policy.latent_steps={cached}"
         )
-    return resized
+    if every is None:
+        return resized
+    clips = np.arange(0, wanted, every) // cached
+    frames = windows.start[:, None] + clips * (ends - windows.start)[:, None]
+    return anchored(resized, frames=frames, condition_every=every)
 
 
 def save(
@@ -345,6 +352,8 @@ def save(
             "time_base": config.data.time_base,
             "aids": config.aids.names,
             "codes": config.train_policy.codes,
+            "plan_steps": config.train_policy.latent_steps or config.dldm.latent_steps,
+            "condition_every": config.train_policy.condition_every,
             "pretraining": {
                 "frames_digest": datasets.train.frame_cache.digest,
                 "windows": len(datasets.train.windows),

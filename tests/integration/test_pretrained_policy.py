@@ -68,6 +68,27 @@ def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, run, monke
     overrides = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
     pretrain_on_openx(configure(PretrainConfig, "pretrain", overrides))
     assert shapes == {(2, 4)}
+    with pytest.raises(InputError, match=r"condition_every=2 must be .* train_policy\.latent_steps=2"):
+        configure(PretrainConfig, "pretrain", [*overrides, "++train_policy.condition_every=2"])
+
+
+def test_a_plan_that_is_conditioned_on_later_frames_is_trained_on_each_of_them(miniature, run):
+    overrides = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=1", "stages=[policy]"]
+    plain, renewed = (
+        stage.open_datasets(configure(PretrainConfig, "pretrain", [*overrides, *more])).train.windows
+        for more in ([], ["++train_policy.condition_every=1"])
+    )
+    assert renewed.valid.sum() == plain.valid.sum()
+    assert renewed.valid.sum(axis=1).tolist() == [1] * len(renewed.valid)
+    later = renewed.valid[:, 1]
+    assert later.any()
+    # The frame of the second clip is where the window of its codes begins.
+    first_code = {(e, s): c[0].tolist() for e, s, c in zip(plain.episode, plain.start, plain.codes, strict=True)}
+    for episode, start, codes in zip(renewed.episode[later], renewed.start[later], renewed.codes[later], strict=True):
+        assert first_code[episode, start] == codes[1].tolist()
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", [*overrides, "++train_policy.condition_every=1"]))
+    facts = load_checkpoint(run / "policy", kind="policy").facts
+    assert (facts["condition_every"], facts["plan_steps"]) == (1, 2)
 
 
 def test_windows_that_never_meet_are_refused(miniature, run):

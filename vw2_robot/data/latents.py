@@ -81,6 +81,28 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int
     )
 
 
+def anchored(windows: LatentWindows, *, frames: NDArray[np.int64], condition_every: int) -> LatentWindows:
+    """Return each window once for every frame that its plan is conditioned on.
+
+    The j-th copy begins, as its image goes, at the j-th of these frames. Its codes are those of the whole window, and
+    only the `condition_every` steps that follow the frame are valid: the codes before are the plan so far. A copy
+    without any valid step is left out.
+
+    Args:
+        windows: n windows of H steps.
+        frames: int [n, H / condition_every], where each run of `condition_every` steps begins.
+        condition_every: latent steps from one frame to the next.
+    """
+    count, copies = frames.shape
+    run = np.arange(windows.codes.shape[1]) // condition_every
+    valid = (windows.valid[:, None] & (run == np.arange(copies)[:, None])).reshape(count * copies, -1)
+    kept = valid.any(axis=1)
+    rows = np.repeat(np.arange(count), copies)[kept]
+    return LatentWindows(
+        windows.episode[rows], frames.reshape(-1)[kept].astype(windows.start.dtype), windows.codes[rows], valid[kept]
+    )
+
+
 def shuffled(count: int, *, seed: int) -> NDArray[np.int64]:
     """Return for each of `count` windows the one whose codes it gets; each gives its codes once, none keeps them.
 

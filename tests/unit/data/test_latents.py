@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from vw2_robot.data import latents
-from vw2_robot.data.latents import LatentCache, LatentWindows, finish, joined, missing_shards, read_shards, write_shard
+from vw2_robot.data.latents import (
+    LatentCache,
+    LatentWindows,
+    anchored,
+    finish,
+    joined,
+    missing_shards,
+    read_shards,
+    write_shard,
+)
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json, write_json
 
@@ -138,3 +147,18 @@ def test_windows_that_never_meet_stay_alone(cache) -> None:
     assert not found.valid[:, 2:].any()
     nothing = LatentCache(cache).of_episodes([])
     assert joined(nothing, ends=nothing.start, latent_steps=4).codes.shape == (0, 4, 4)
+
+
+def test_anchored_windows_count_the_steps_after_each_frame_and_keep_the_codes_before() -> None:
+    codes = np.arange(2 * 4, dtype=np.uint16).reshape(2, 4, 1)
+    valid = np.array([[True, True, True, False], [True, False, False, False]])
+    windows = LatentWindows(np.array([0, 3]), np.array([10, 50]), codes, valid)
+    found = anchored(windows, frames=windows.start[:, None] + np.array([0, 8]), condition_every=2)
+    assert found.episode.tolist() == [0, 0, 3]  # no step of the last run of the second window is valid
+    assert found.start.tolist() == [10, 18, 50]
+    assert found.codes[:, :, 0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert found.valid.tolist() == [
+        [True, True, False, False],
+        [False, False, True, False],
+        [True, False, False, False],
+    ]

@@ -18,7 +18,7 @@ from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig,
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
@@ -26,7 +26,7 @@ from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.config import ImagineConfig, make_geometry
 from vw2_robot.pretrain.dldm_modules import encoder_hash
-from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
+from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of, policy_decoder
 from vw2_robot.pretrain.imagine import STREAM_CODES, imagine, read_photograph
 from vw2_robot.random_numbers import generator
 
@@ -113,7 +113,7 @@ def test_the_anchor_says_from_which_last_frame_the_coarse_video_goes_on(anchor):
 def test_a_full_plan_decodes_once_and_requerying_decodes_every_segment(plan):
     calls = []
 
-    def decode_call(frame, steps):
+    def decode_call(frame, steps, so_far):
         calls.append((frame.clone(), steps))
         return codes(steps, seed=len(calls))[None]
 
@@ -126,6 +126,34 @@ def test_a_full_plan_decodes_once_and_requerying_decodes_every_segment(plan):
     else:
         torch.testing.assert_close(calls[1][0][0], made.coarse[8])
         torch.testing.assert_close(calls[2][0][0], made.coarse[16])
+
+
+def test_a_full_plan_goes_on_from_the_newest_frame_after_each_run_and_from_all_codes_before():
+    calls = []
+
+    def decode_call(frame, steps, so_far):
+        calls.append((frame.clone(), steps, so_far))
+        return codes(steps, seed=len(calls))[None]
+
+    plan = plan_of(decode_call, plan="full", latent_steps=2, segments=5, condition_every=4)
+    made = imagine_segments(dldm(), first(), plan, segments=5, generator=noise())
+    runs = [codes(4, seed=number) for number in (1, 2, 3)]
+    assert torch.equal(made.codes, torch.cat(runs)[:10])
+    assert [steps for _, steps, _ in calls] == [4, 4, 4]
+    assert calls[0][2] is None
+    assert torch.equal(calls[2][2][0], torch.cat(runs[:2]))
+    torch.testing.assert_close(calls[1][0][0], made.coarse[16])
+
+
+@pytest.mark.parametrize("acting", ["argmax", "expected", "parallel"])
+def test_a_run_follows_the_codes_before_it_as_far_as_the_policy_was_trained(acting):
+    policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0)).eval()
+    given = {"acting": acting, "chunk_size": 6, "sampling": Sampling(), "generator": noise()}
+    call = policy_decoder(policy, "open the drawer", **given)
+    followed, other, longer = (call(first(), 2, part[None]) for part in (codes(4), codes(4, seed=9), codes(8)))
+    assert followed.shape == (1, 2, 4)
+    assert torch.equal(longer, call(first(), 2, codes(8)[None, 4:]))
+    assert acting == "parallel" or not torch.equal(followed, other)
 
 
 @pytest.fixture
@@ -317,8 +345,8 @@ def test_a_larger_vdm_renders_with_guidance_beside_an_enlarged_coarse_video(trai
     assert not np.array_equal(plain[1:, :, 32:], guided[1:, :, 32:])
     np.testing.assert_array_equal(plain, colored)  # as it was trained
     assert not np.array_equal(guided[1:, :, 32:], against_text[1:, :, 32:])
+    np.save(trained / "prompt.npy", np.ones((3, 4), np.float16))
     with pytest.raises(InputError, match=r"prompt\.npy: expected floats \[tokens, 8\], found float16 \[3, 4\]"):
-        np.save(trained / "prompt.npy", np.ones((3, 4), np.float16))
         imagine(replace(made, guidance=3.0, negative_prompt=str(trained / "prompt.npy")))
 
 
