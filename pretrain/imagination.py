@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,20 +199,17 @@ def policy_decoder(
             codes = act(policy, prompt, latent_steps=latent_steps, acting=acting, last_code=False).codes_BHN
             assert codes is not None
             return codes
-        sampled = partial(
-            policy.long_plan if so_far is None else policy.decode,
-            prompt,
-            latent_steps=latent_steps,
-            temperature=temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            generator=generator,
-            expected=acting == "expected" and not temperature,
-        )
+        options: dict[str, Any] = {
+            "latent_steps": latent_steps,
+            "temperature": temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "generator": generator,
+            "expected": acting == "expected" and not temperature,
+        }
         if so_far is None:
-            return sampled(window=chunk_size)
+            return policy.long_plan(prompt, window=chunk_size, **options)
         # No longer than a plan of the training, and so that its last run is predicted.
-        codes: Tensor = sampled(given=so_far[:, -(chunk_size - latent_steps) :]).codes_BHN
-        return codes
+        return policy.decode(prompt, given=so_far[:, -(chunk_size - latent_steps) :], **options).codes_BHN
 
     return decode
