@@ -98,7 +98,7 @@ def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCode
         vdm.finish_prior()
     else:
         vdm.load_folder(config.vdm.weights)
-        if config.vdm.family == "cosmos" and is_main():
+        if config.vdm.family != "wan" and is_main():
             print(f"vdm: {variant_of(Path(config.vdm.weights))}", flush=True)
     return vdm, codec
 

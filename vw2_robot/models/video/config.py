@@ -16,8 +16,8 @@ from vw2_robot.limits import Count, ExistingPath, Rate
 class WanConfig:
     """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters. Its stride in time is 4 in both versions."""
 
-    version: Literal["2.1", "2.2"] = "2.1"
-    """2.1: 16 latent channels, 8 pixels in space; 2.2 (of the 5B model): 48 channels, 16 pixels"""
+    version: Literal["2.1", "2.2"] | None = None
+    """2.1, as null: 16 latent channels, 8 pixels in space; 2.2 (of the 5B model): 48 channels, 16 pixels"""
     base_dim: int = 96
     """channels of the first level; 160 in version 2.2"""
     decoder_base_dim: Count | None = None
@@ -34,12 +34,12 @@ class WanConfig:
     @property
     def channels(self) -> int:
         """Return C, the latent channels."""
-        return 16 if self.version == "2.1" else 48
+        return 48 if self.version == "2.2" else 16
 
     @property
     def block(self) -> int:
         """Return the side of the square of pixels that becomes one place of the latent grid."""
-        return 8 if self.version == "2.1" else 16
+        return 16 if self.version == "2.2" else 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CodecConfig:
         if self.kind == "wan":
             if (self.stride, self.block) != (4, self.wan.block):
                 raise ValueError(
-                    f"codec.kind=wan of version {self.wan.version} has codec.stride=4 and "
+                    f"codec.kind=wan of version {self.wan.version or '2.1'} has codec.stride=4 and "
                     f"codec.block={self.wan.block}, found {self.stride} and {self.block}"
                 )
             return
@@ -91,8 +91,8 @@ class VDMConfig:
     """of the frames that it renders, pixels; null: the dLDM's. The dLDM gets these clips made smaller"""
     frame_width: Count | None = None
     """of the frames that it renders, pixels; null: the dLDM's"""
-    family: Literal["cosmos", "wan"] = "cosmos"
-    """the transformer of diffusers: cosmos: Cosmos-Predict2 and 2.5; wan: Wan 2.1 and 2.2"""
+    family: Literal["cosmos", "wan"] | None = None
+    """the transformer of diffusers: cosmos, as null: Cosmos-Predict2 and 2.5; wan: Wan 2.1 and 2.2"""
     heads: Count = 4
     """attention heads"""
     head_dim: int = 32
@@ -107,9 +107,9 @@ class VDMConfig:
     """cosmos: of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
     padding_channel: bool = False
     """a channel that marks padded pixels (none here), as pretrained weights have"""
-    text_projection: int = 0
+    text_projection: Count | None = None
     """cosmos: width of the text that a layer of Cosmos-Predict2.5 reads (100352); codes enter behind this layer, whose
-    weights are kept for stock diffusers and never learn; 0: there is none"""
+    weights are kept for stock diffusers and never learn; null: there is none"""
     context_width: Count = 64
     """D, width of the context that the transformer reads (1024 for Cosmos-Predict2, 4096 for Wan)"""
     projection_width: Count | None = None

@@ -92,7 +92,7 @@ def build_transformer(
     if unknown := set(options) - set(signature(diffusers.CosmosTransformer3DModel).parameters):
         raise InputError(
             f"diffusers {diffusers.__version__} has no Cosmos-Predict2.5 ({', '.join(sorted(unknown))} of its "
-            "transformer): update it, or set vdm.text_projection=0 and give the weights of Cosmos-Predict2"
+            "transformer): update it, or set vdm.text_projection=null and give the weights of Cosmos-Predict2"
         )
     # While running, the padding mask is one of the input channels (see the module docstring).
     in_channels = options["in_channels"] + int(options["concat_padding_mask"])

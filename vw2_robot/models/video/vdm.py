@@ -102,7 +102,7 @@ class VDM(nn.Module):
     @property
     def family(self) -> Any:
         """The module that knows the transformer: `cosmos.py` or `wan.py`."""
-        return FAMILIES[self.config.family]
+        return FAMILIES[self.config.family or "cosmos"]
 
     def trainable_parameters(self, *, prior: bool = False) -> list[nn.Parameter]:
         """Return the parameters to be trained, in a fixed order; only these get `requires_grad`.
@@ -142,7 +142,7 @@ class VDM(nn.Module):
         Raises:
             InputError: there is no such folder, or it holds another size than the configuration describes.
         """
-        if self.config.family == "cosmos" and Path(path).suffix == ".pt":
+        if self.config.family != "wan" and Path(path).suffix == ".pt":
             load_native(self.transformer, Path(path))
         else:
             load_weights(self.transformer, path, "transformer", section="vdm")

@@ -168,7 +168,7 @@ def build_vae(config: WanConfig) -> Any:
         "dim_mult": list(config.dim_mult),
         "num_res_blocks": config.res_blocks,
     }
-    if config.version == "2.1":
+    if config.version != "2.2":
         return kind(**sizes)
     return kind(
         **sizes,

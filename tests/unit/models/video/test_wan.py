@@ -266,7 +266,7 @@ def test_the_vae_of_version_2_2_becomes_the_codec(folder):
 
 
 def test_what_does_not_fit_is_refused(folder):
-    cosmos = replace(TINY, family="cosmos", projection_width=None)
+    cosmos = replace(TINY, family=None, projection_width=None)
     with pytest.raises(InputError, match=r"holds a WanTransformer3DModel.*CosmosTransformer3DModel.*vdm\.family"):
         build(cosmos).load_folder(folder)
     with pytest.raises(InputError, match=r"another size than vdm describes: blocks\.2"):
@@ -277,6 +277,19 @@ def test_what_does_not_fit_is_refused(folder):
         replace(WAN22, block=8)
     with pytest.raises(ValueError, match=r"vdm\.sampling_shift must be positive, found 0\.0"):
         replace(TINY, sampling_shift=0.0)
+
+
+def test_new_options_are_null_by_default_so_that_a_run_from_before_them_goes_on():
+    vdm, wan = VDMConfig(), WanConfig()
+    values = (
+        vdm.family,
+        vdm.text_projection,
+        vdm.projection_width,
+        vdm.sampling_shift,
+        wan.version,
+        wan.decoder_base_dim,
+    )
+    assert set(values) == {None}
 
 
 @pytest.mark.slow
