@@ -37,7 +37,7 @@ def test_what_is_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"hardware\.device=cuda:99"):
         check_before_work(Root(str(tmp_path), hardware=Hardware("cuda:99")))
     with pytest.raises(InputError, match=r"device=cuda:99, but torch .* sees"):
-        check_before_work(RolloutConfig(policy="random", env={"_target_": "x"}, run_dir=str(tmp_path), device="cuda:99"))
+        check_before_work(RolloutConfig("random", {"_target_": "x"}, str(tmp_path), device="cuda:99"))
 
 
 def test_an_output_folder_needs_permission_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

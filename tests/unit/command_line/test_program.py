@@ -46,8 +46,10 @@ def test_overrides_reach_the_dataclass(call):
 
 def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
     seen = []
-    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "+seed=3", "+model=tiny", "++train_vdm.train_steps=7")
-    assert call(seen.append, *words) == (0, "")
+    words = (
+        "run_dir=x data.path=y train_dldm.ema=0.5 +policy.text_limit=9 +seed=3 +model=tiny ++train_vdm.train_steps=7"
+    )
+    assert call(seen.append, *words.split()) == (0, "")
     assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.train_steps) == (0.5, 9, 7)
 
 
