@@ -101,7 +101,7 @@ def nearest_wording(text: str, tasks: Mapping[str, str]) -> str | None:
     def weight(some: frozenset[str]) -> float:
         return float(sum(np.log(len(vocabularies) / max(1, users[word])) for word in some))
 
-    near = {task: (0.0, "") for task in vocabularies}
+    near = dict.fromkeys(vocabularies, (0.0, ""))
     for wording, task in tasks.items():
         if words & users.keys() <= vocabularies[task] and (whole := weight(words | _words(wording))):
             near[task] = max(near[task], (weight(words & _words(wording)) / whole, wording))

@@ -155,7 +155,8 @@ class Control:
     def ask(self, instruction: str) -> None:
         """Give an instruction, of a task or a free one, and begin at once.
 
-        A free one is judged by the task of the nearest known wording, where one is near. Where the task cannot be done from the present state, the world first goes to a start where it can.
+        A free one is judged by the task of the nearest known wording, where one is near. Where the task cannot be done
+        from the present state, the world first goes to a start where it can.
         """
         text = " ".join(instruction.split())
         if not text:

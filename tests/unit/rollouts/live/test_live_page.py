@@ -57,6 +57,7 @@ def test_a_task_pressed_in_a_browser_is_solved_and_seen(served, chromium, tmp_pa
         browser.press("open drawer")
         browser.wait_for_text("Solved in", seconds=240)
         pixels = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB")).astype(float)
+        browser.open_tab("Recordings")
         browser.press("Save this episode")
         browser.wait_for_text("episode_0000.mp4")
         browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, mobile=True, deviceScaleFactor=1)
