@@ -90,12 +90,12 @@ def nearest_wording(text: str, tasks: Mapping[str, str]) -> str | None:
         text: an instruction.
         tasks: wording -> its task.
     """
-    words = _words(text)
-    if not words.isdisjoint(NEGATIONS):
+    typed = _vocabulary(text)
+    if not typed.isdisjoint(NEGATIONS):
         return None
     vocabularies: dict[str, set[str]] = {task: set() for task in tasks.values()}
     for wording, task in tasks.items():
-        vocabularies[task] |= _words(wording)
+        vocabularies[task] |= _vocabulary(wording)
     users = Counter(word for vocabulary in vocabularies.values() for word in vocabulary)
 
     def weight(some: frozenset[str]) -> float:
@@ -103,13 +103,13 @@ def nearest_wording(text: str, tasks: Mapping[str, str]) -> str | None:
 
     near = dict.fromkeys(vocabularies, (0.0, ""))
     for wording, task in tasks.items():
-        if words & users.keys() <= vocabularies[task] and (whole := weight(words | _words(wording))):
-            near[task] = max(near[task], (weight(words & _words(wording)) / whole, wording))
+        if typed & users.keys() <= vocabularies[task] and (whole := weight(typed | _vocabulary(wording))):
+            near[task] = max(near[task], (weight(typed & _vocabulary(wording)) / whole, wording))
     second, (best, wording) = sorted(near.values())[-2:]
     return wording if best >= LEAST_NEARNESS and best - second[0] >= LEAST_LEAD else None
 
 
-def _words(text: str) -> frozenset[str]:
+def _vocabulary(text: str) -> frozenset[str]:
     return frozenset(re.findall("[a-z]+", text.lower()))
 
 

@@ -101,10 +101,10 @@ class Page:
         server.initial_camera.position = CAMERA_POSITION
         server.initial_camera.look_at = CAMERA_TARGET
         server.scene.add_grid("/ground", width=4.0, height=4.0, cell_size=0.2, plane_opacity=0.0)
-        server.on_client_connect(_look)
+        server.on_client_connect(_place_camera)
         self._build_instruction()
         self._build_camera()
-        self._build_choices(policy, seed, opener)
+        self._build_tabs(policy, seed, opener)
 
     @property
     def port(self) -> int:
@@ -185,7 +185,7 @@ class Page:
         panel.expand()
         panel.set_width(PANEL_PX)
 
-    def _build_choices(self, policy: str, seed: int, opener: Opener) -> None:
+    def _build_tabs(self, policy: str, seed: int, opener: Opener) -> None:
         """Add the panel below the instruction, closed in the sheet."""
         gui = self._server.gui
         panel = gui.add_panel()
@@ -258,7 +258,7 @@ class Page:
         return gizmo
 
 
-def _look(client: Any) -> None:
+def _place_camera(client: Any) -> None:
     """Show a narrow window the scene above the sheet."""
     if client.camera.image_width < NARROW_PX:
         with client.atomic():
