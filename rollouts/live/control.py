@@ -248,7 +248,7 @@ class Control:
             self.stage = self._new_session()
             self.world.restart(subtask.task, self.seed)
             self.notice = (
-                "the task could not be done from where the scene was, so the scene went to a start where it can."
+                "The task could not be done from where the scene was, so the scene went to a start where it can."
             )
         self.stage.run(subtask)
 
