@@ -152,10 +152,8 @@ class DLDMConfig:
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if self.fixed_codes is not None and (self.quantizer, self.gap) != ("fsq", 1):
             raise ValueError(f"dldm.fixed_codes={self.fixed_codes} needs dldm.quantizer=fsq and dldm.gap=1")
-        if (self.released_decoder or self.stem.factorized) and self.output != "pixels":
-            raise ValueError(
-                f"dldm.released_decoder and dldm.stem.factorized decode pixels, found output={self.output}"
-            )
+        if self.stem.factorized and self.output == "warp":
+            raise ValueError("dldm.output=warp begins with a last convolution of zeros: set dldm.stem.factorized=false")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
         if self.decoder_extra_blocks < 0:
