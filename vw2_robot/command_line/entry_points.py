@@ -127,6 +127,11 @@ imagine = Program(
         "hardware.device",
     ),
 )
+import_ = Program(
+    "vw2_robot.pretrain.importing.import_released:main",
+    "vw2_robot.pretrain.importing.config:ImportConfig",
+    "import",
+)
 replay_serve = Program(
     "vw2_robot.replay_programs.serve:serve", "vw2_robot.replay_programs.serve:ReplayServeConfig", "replay_serve"
 )
@@ -242,7 +247,8 @@ REPLAY_COMMANDS = {
 COMMANDS = {
     "pretrain-on-openx": pretrain_on_openx,
     **{
-        f"vw2-{name}".replace("_", "-").replace("replay-", "replay "): started
+        # `import_` has its underscore because Python has the word.
+        f"vw2-{name}".rstrip("_").replace("_", "-").replace("replay-", "replay "): started
         for name, started in list(globals().items())
         if isinstance(started, Program) and started is not pretrain_on_openx
     },
