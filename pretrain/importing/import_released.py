@@ -12,6 +12,7 @@ cache. Weights keep the precision of their files; those of the autoencoder are h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +80,7 @@ def released_layout() -> Layout:
     )
 
 
+@cache
 def names_of(layout: Layout) -> Names:
     """Return names and shapes of all weights on both sides; no memory is taken for values."""
     with torch.device("meta"):

@@ -36,7 +36,7 @@ def read_released_codes(file: Path, config: DLDMConfig) -> dict[str, NDArray[np.
     if _is_damaged(content):
         raise InputError(
             f"{file} was written by the published training code, which pairs the clips of a video with the letters of "
-            f"its name: the first of {len(content)} entries is named {content[0][1]!r}, and clips beyond the length of a "
+            f"its name: the first entry is named {content[0][1]!r}, and clips beyond the length of a "
             f"name are lost. Use {CODES}, or encode the videos again (vw2-extract-latents)"
         )
     if not isinstance(content, dict) or not content:
