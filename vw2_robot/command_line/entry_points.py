@@ -115,8 +115,9 @@ imagine = Program(
     "vw2_robot.pretrain.config:ImagineConfig",
     "imagine",
     main_keys=(
-        "policy",
         "out",
+        "policy",
+        "dldm",
         "image",
         "prompt",
         "frame_cache",
