@@ -41,7 +41,8 @@ class DataConfig:
     """a data set of any format that `data.sources.formats` knows, or a list of them with different names; with
     `mixture`: the folder or bucket of the sets"""
     mixture: str | None = None
-    """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
+    """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`; or the published
+    table openx_videocraft_meta.json: pickles and clips below `path` (docs/import.md)"""
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
     splits: tuple[str, ...] | None = None
