@@ -45,7 +45,7 @@ from vw2_robot.storage.files import write_json
 from vw2_robot.storage.mp4 import Mp4Writer
 
 from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
-from .dldm_modules import encoder_hash
+from .dldm_modules import dldm_folder, encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .importing.released_codes import read_released_codes
 from .train_vdm import vdm_of_dldm
@@ -270,13 +270,6 @@ def read_codes(config: ImagineConfig, dldm: DLDM) -> Tensor:
     if codes.size and not 0 <= codes.min() <= codes.max() < vocabulary:
         raise InputError(f"{file}: codes lie in 0 .. {vocabulary - 1}, found {codes.min()} .. {codes.max()}")
     return torch.from_numpy(codes.astype(np.int64))
-
-
-def dldm_folder(folder: str) -> Path:
-    """Return the folder of the dLDM stage: the one given, or the one in a run folder."""
-    inside = Path(folder) / "dldm"
-    is_run = (inside / "latest").is_file() or (inside / "config.json").is_file()
-    return inside if is_run else Path(folder)
 
 
 def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:

@@ -2,7 +2,7 @@
 
     vw2-import plan=true
     vw2-import path=checkpoints/VideoWorld2_dLDM_2B vae=checkpoints/Cosmos-Predict2-2B-Video2World out=runs/released
-    vw2-import reverse=true path=runs/released/dldm out=published
+    vw2-import reverse=true path=runs/released out=published
 
 Modules are those of the preset `release`, whose shapes are the published ones; docs/import.md names the files. What is
 written is a checkpoint of the dLDM stage (with the video model where its file is there) and, of the codes, a latent
@@ -35,7 +35,7 @@ from vw2_robot.models.video.video_codec import WanCodec, build_codec
 from vw2_robot.storage.files import atomic_write
 
 from ..config import make_geometry
-from ..dldm_modules import encoder_hash
+from ..dldm_modules import dldm_folder, encoder_hash
 from .config import ImportConfig
 from .released_codes import read_released_codes, write_latents
 from .released_names import AUTOENCODER, CODES, NEGATIVE, TRANSFORMER, Link, dldm_links, transformer_links
@@ -247,7 +247,7 @@ def write_published(path: Path, out: Path) -> list[Path]:
     Raises:
         InputError: it has another layout than the published one, or weights that no published file holds.
     """
-    checkpoint = load_checkpoint(path, kind="dldm")
+    checkpoint = load_checkpoint(dldm_folder(path), kind="dldm")
     if checkpoint.facts.get("vdm") is None:
         raise InputError(f"{checkpoint.path} has no video model, and the published autoencoder holds its projection")
     with checkpoint.building():

@@ -1,5 +1,6 @@
 import importlib.util
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_from, config_tree
 from vw2_robot.data.latents import LatentCache
 from vw2_robot.devices import Hardware
@@ -22,6 +24,7 @@ from vw2_robot.models.video.cosmos_folder import save_weights
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine
 from vw2_robot.pretrain.config import ImagineConfig
+from vw2_robot.pretrain.importing import import_released as import_program
 from vw2_robot.pretrain.importing.config import ImportConfig
 from vw2_robot.pretrain.importing.import_released import (
     Layout,
@@ -369,3 +372,28 @@ def test_a_whole_import_is_planned_without_memory_and_has_the_published_sizes():
     assert any(line.startswith(f"{TRANSFORMER}  net_ctrl.x_embedder2.proj.1.weight  [2048, 516]") for line in lines)
     assert f"{AUTOENCODER}: 462 tensors, 142,588,548 numbers, 0.27 GiB in bfloat16" in lines
     assert f"{TRANSFORMER}: 657 tensors, 2,196,907,808 numbers, 4.09 GiB in bfloat16" in lines
+
+
+def test_the_commands_of_the_page_run_as_they_stand(folder, tmp_path, monkeypatch, capsys):
+    page = next(path for path in Path(__file__).parents if (path / "docs").is_dir()) / "docs" / "import.md"
+    commands = [
+        line for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL) for line in block.splitlines()
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "VideoWorld2_dLDM_2B").symlink_to(folder)
+    (tmp_path / "checkpoints" / "wan").symlink_to(folder / "wan")
+    Image.new("RGB", (50, 40)).save("paper_boat_21.jpg")
+    monkeypatch.setattr(import_program, "released_layout", lambda: LAYOUT)
+    monkeypatch.setattr(
+        imagine, "write_video", lambda path, frames, **options: Path(path).write_bytes(frames.tobytes())
+    )
+    for command in commands:
+        program, *overrides = command.split()
+        small = ["sample_steps=1", "hardware.device=cpu", "hardware.threads=1"] if program == "vw2-imagine" else []
+        monkeypatch.setattr(sys, "argv", [program, *(o for o in overrides if not o.startswith("sample_steps")), *small])
+        entry_points.COMMANDS[program].main()
+    assert len(commands) == 4
+    assert f"{TRANSFORMER}: 177 tensors" in capsys.readouterr().out
+    assert Path("runs/boat.mp4").stat().st_size == 17 * 32 * 96 * 3
+    assert {file.name for file in Path("published").iterdir()} == {AUTOENCODER, TRANSFORMER}
