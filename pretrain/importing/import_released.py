@@ -54,7 +54,7 @@ IN_TRAINING = "ldm_net."
 """before that prefix, in a file that holds everything"""
 
 
-class Layout(NamedTuple):
+class ReleasedLayout(NamedTuple):
     """The sizes of the modules that the weights go into."""
 
     dldm: DLDMConfig
@@ -70,10 +70,10 @@ class Names(NamedTuple):
     transformer: list[Link]
 
 
-def released_layout() -> Layout:
+def released_layout() -> ReleasedLayout:
     """Return the sizes of the preset `release`."""
     values = defaults_of("pretrain", "model=release")
-    return Layout(
+    return ReleasedLayout(
         config_from(DLDMConfig, values["dldm"]),
         config_from(VDMConfig, values["vdm"]),
         config_from(CodecConfig, values["codec"]),
@@ -81,7 +81,7 @@ def released_layout() -> Layout:
 
 
 @cache
-def names_of(layout: Layout) -> Names:
+def names_of(layout: ReleasedLayout) -> Names:
     """Return names and shapes of all weights on both sides; no memory is taken for values."""
     with torch.device("meta"):
         modules = {"dldm": DLDM(layout.dldm), "vdm": _vdm(layout)}
@@ -89,7 +89,7 @@ def names_of(layout: Layout) -> Names:
     return Names(ours, dldm_links(layout.dldm, ours), transformer_links(layout.vdm, ours))
 
 
-def _vdm(layout: Layout) -> VDM:
+def _vdm(layout: ReleasedLayout) -> VDM:
     return VDM(layout.vdm, make_geometry(layout.dldm, layout.vdm, layout.codec), layout.codec)
 
 
@@ -107,7 +107,7 @@ def main(config: ImportConfig) -> None:
         import_released(Path(config.path), Path(config.out), released_layout(), vae=config.vae)
 
 
-def plan_lines(layout: Layout) -> Iterator[str]:
+def plan_lines(layout: ReleasedLayout) -> Iterator[str]:
     """Yield a line for each tensor of an import, and the sums; nothing is read or allocated."""
     names = names_of(layout)
     for file, prefix, links in ((AUTOENCODER, PREFIX, names.autoencoder), (TRANSFORMER, "", names.transformer)):
@@ -128,7 +128,7 @@ def plan_lines(layout: Layout) -> Iterator[str]:
     )
 
 
-def import_released(path: Path, out: Path, layout: Layout, *, vae: str | None = None) -> None:
+def import_released(path: Path, out: Path, layout: ReleasedLayout, *, vae: str | None = None) -> None:
     """Write the checkpoint `out`/dldm and, where codes are there, the latent cache `out`/latents.
 
     Args:
@@ -251,7 +251,7 @@ def write_published(path: Path, out: Path) -> list[Path]:
     if checkpoint.facts.get("vdm") is None:
         raise InputError(f"{checkpoint.path} has no video model, and the published autoencoder holds its projection")
     with checkpoint.building():
-        layout = Layout(
+        layout = ReleasedLayout(
             config_from(DLDMConfig, checkpoint.config),
             config_from(VDMConfig, checkpoint.facts["vdm"]),
             config_from(CodecConfig, checkpoint.facts["codec"]),
@@ -272,7 +272,7 @@ def write_published(path: Path, out: Path) -> list[Path]:
     return files
 
 
-def _check_layout(path: Path, layout: Layout) -> None:
+def _check_layout(path: Path, layout: ReleasedLayout) -> None:
     """Refuse a checkpoint whose modules are of other kinds than the published ones; sizes may differ."""
     kinds = {
         "dldm": {"released_decoder": True, "post_quant": "conv", "code_attention": "lowest", "z_norm": "none"},

@@ -105,7 +105,7 @@ def check_tensors(file: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
 
 
 def take_constants(file: Path, found: dict[str, Tensor]) -> None:
-    """Remove the constants of the published autoencoder from its tensors, after a look at their values.
+    """Remove the constants of the published autoencoder from its tensors, after a comparison of their values.
 
     Raises:
         InputError: one has another value, so that the weights mean something else.

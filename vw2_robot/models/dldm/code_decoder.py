@@ -29,7 +29,7 @@ class TokenConvolution(FactorizedConv):
 
     def forward(self, z: Float[Tensor, "B M N Z"]) -> Float[Tensor, "B M N C"]:
         """Return the mixed codes; the flat row is step-major, slot-minor."""
-        row = super().forward(rearrange(z, "b m n z -> b (m n) z 1 1"))
+        row: Tensor = super().forward(rearrange(z, "b m n z -> b (m n) z 1 1"))  # type: ignore[no-untyped-call]
         return rearrange(row, "b (m n) c 1 1 -> b m n c", n=z.shape[2])
 
 

@@ -27,7 +27,7 @@ from vw2_robot.pretrain.config import ImagineConfig
 from vw2_robot.pretrain.importing import import_released as import_program
 from vw2_robot.pretrain.importing.config import ImportConfig
 from vw2_robot.pretrain.importing.import_released import (
-    Layout,
+    ReleasedLayout,
     import_released,
     main,
     names_of,
@@ -45,7 +45,7 @@ published = sys.modules["published"] = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(published)
 
 WAN = WanConfig(base_dim=8, dim_mult=(1, 1, 1, 1), res_blocks=1)
-LAYOUT = Layout(
+LAYOUT = ReleasedLayout(
     DLDMConfig(
         num_frames=9,
         height=32,
