@@ -38,7 +38,7 @@ from ..config import make_geometry
 from ..dldm_modules import dldm_folder, encoder_hash
 from .config import ImportConfig
 from .released_codes import read_released_codes, write_latents
-from .released_names import AUTOENCODER, CODES, NEGATIVE, TRANSFORMER, Link, dldm_links, transformer_links
+from .released_names import AUTOENCODER, CODES, NEGATIVE, TRANSFORMER, TensorLink, dldm_links, transformer_links
 from .released_weights import (
     check_tensors,
     constants,
@@ -66,8 +66,8 @@ class Names(NamedTuple):
     """Our tensors without values, and the links of both files to them."""
 
     ours: dict[str, Tensor]
-    autoencoder: list[Link]
-    transformer: list[Link]
+    autoencoder: list[TensorLink]
+    transformer: list[TensorLink]
 
 
 def released_layout() -> ReleasedLayout:
@@ -193,7 +193,7 @@ def import_released(path: Path, out: Path, layout: ReleasedLayout, *, vae: str |
         print(f"{out / 'latents'}: {len(codes)} videos, {sum(map(len, codes.values()))} clips")
 
 
-def _published(file: Path, links: list[Link], ours: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
+def _published(file: Path, links: list[TensorLink], ours: Mapping[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of a published file after all comparisons."""
     whole = bool(prefix)
     found = read_tensors(file, prefix=prefix, skip=None if whole else IN_TRAINING)

@@ -25,7 +25,7 @@ or output channels are wavelet bands in another order, an eighth of ours in size
 linear layer on patches of 2 x 2, ours is a convolution."""
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """One layer or tensor. Several names of one side are joined along the first axis, in order."""
 
     theirs: str | tuple[str, ...]
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     form: Form = "same"
 
 
-class Link(NamedTuple):
+class TensorLink(NamedTuple):
     """A row in its place: full names of tensors."""
 
     theirs: tuple[str, ...]
@@ -42,52 +42,57 @@ class Link(NamedTuple):
 
 
 RESIDUAL = (
-    Row("norm1.norm", "norm1.norm"),
-    Row("conv1.0.conv3d", "conv1.0"),
-    Row("conv1.1.conv3d", "conv1.1"),
-    Row("norm2.norm", "norm2.norm"),
-    Row("conv2.0.conv3d", "conv2.0"),
-    Row("conv2.1.conv3d", "conv2.1"),
-    Row("nin_shortcut.conv3d", "skip"),
+    LayerRow("norm1.norm", "norm1.norm"),
+    LayerRow("conv1.0.conv3d", "conv1.0"),
+    LayerRow("conv1.1.conv3d", "conv1.1"),
+    LayerRow("norm2.norm", "norm2.norm"),
+    LayerRow("conv2.0.conv3d", "conv2.0"),
+    LayerRow("conv2.1.conv3d", "conv2.1"),
+    LayerRow("nin_shortcut.conv3d", "skip"),
 )
 ATTENTION = (
-    Row("norm.norm", "norm.norm"),
-    Row(("q.conv3d", "k.conv3d", "v.conv3d"), "qkv", "matrix"),
-    Row("proj_out.conv3d", "out", "matrix"),
+    LayerRow("norm.norm", "norm.norm"),
+    LayerRow(("q.conv3d", "k.conv3d", "v.conv3d"), "qkv", "matrix"),
+    LayerRow("proj_out.conv3d", "out", "matrix"),
 )
 CODE_ATTENTION = (
-    Row("norm.norm", "norm.norm"),
-    Row("q_proj.conv3d", "cross.q", "matrix"),
-    Row("kv_proj", ("cross.k", "cross.v")),
-    Row("proj_out.conv3d", "cross.out", "matrix"),
+    LayerRow("norm.norm", "norm.norm"),
+    LayerRow("q_proj.conv3d", "cross.q", "matrix"),
+    LayerRow("kv_proj", ("cross.k", "cross.v")),
+    LayerRow("proj_out.conv3d", "cross.out", "matrix"),
 )
-DOWNSAMPLE = (Row("conv1.conv3d", "conv_space"), Row("conv3.conv3d", "mix"))
-UPSAMPLE = (Row("conv2.conv3d", "conv"), Row("conv3.conv3d", "mix"))
-NORM = (Row("norm", "norm"),)
-QUERY_ATTENTION = (Row("q_proj", "q"), Row("k_proj", "k"), Row("v_proj", "v"), Row("out_proj", "out"))
-LAYER = (Row("", ""),)
+DOWNSAMPLE = (LayerRow("conv1.conv3d", "conv_space"), LayerRow("conv3.conv3d", "mix"))
+UPSAMPLE = (LayerRow("conv2.conv3d", "conv"), LayerRow("conv3.conv3d", "mix"))
+NORM = (LayerRow("norm", "norm"),)
+QUERY_ATTENTION = (
+    LayerRow("q_proj", "q"),
+    LayerRow("k_proj", "k"),
+    LayerRow("v_proj", "v"),
+    LayerRow("out_proj", "out"),
+)
+LAYER = (LayerRow("", ""),)
 AUTOENCODER_ENDS = (
-    Row("encoder.conv_in.0.conv3d", "encoder.stem.0", "patched"),
-    Row("encoder.conv_in.1.conv3d", "encoder.stem.1"),
-    Row("encoder.pos_embedding.positional_encoding_gaussian_matrix", "qformer.frequencies", "flipped"),
-    Row("encoder.act.weight", "qformer.queries"),
-    Row("encoder.qformer_ldm.qformer.norm_final_attn", "qformer.norm_cross.{depth}"),
-    Row("encoder.outproj_ldm.conv3d", "pre_quant.0", "matrix"),
-    Row("quant_conv.conv3d", "pre_quant.1", "matrix"),
-    Row("post_quant_conv.conv3d", "decoder.post_quant.0", "matrix"),
-    Row("decoder.conv_in.0.conv3d", "decoder.post_quant.1.0"),
-    Row("decoder.conv_in.1.conv3d", "decoder.post_quant.1.1"),
-    Row("decoder.conv_out.0.conv3d", "decoder.up.head.0"),
-    Row("decoder.conv_out.1.conv3d", "decoder.up.head.1", "unpatched"),
+    LayerRow("encoder.conv_in.0.conv3d", "encoder.stem.0", "patched"),
+    LayerRow("encoder.conv_in.1.conv3d", "encoder.stem.1"),
+    LayerRow("encoder.pos_embedding.positional_encoding_gaussian_matrix", "qformer.frequencies", "flipped"),
+    LayerRow("encoder.act.weight", "qformer.queries"),
+    LayerRow("encoder.qformer_ldm.qformer.norm_final_attn", "qformer.norm_cross.{depth}"),
+    LayerRow("encoder.outproj_ldm.conv3d", "pre_quant.0", "matrix"),
+    LayerRow("quant_conv.conv3d", "pre_quant.1", "matrix"),
+    LayerRow("post_quant_conv.conv3d", "decoder.post_quant.0", "matrix"),
+    LayerRow("decoder.conv_in.0.conv3d", "decoder.post_quant.1.0"),
+    LayerRow("decoder.conv_in.1.conv3d", "decoder.post_quant.1.1"),
+    LayerRow("decoder.conv_out.0.conv3d", "decoder.up.head.0"),
+    LayerRow("decoder.conv_out.1.conv3d", "decoder.up.head.1", "unpatched"),
 )
 TRANSFORMER_BLOCK = (
     *(
-        Row(f"adaln_modulation_{part}.{their_layer}", f"norm{number}.linear_{their_layer}")
+        LayerRow(f"adaln_modulation_{part}.{their_layer}", f"norm{number}.linear_{their_layer}")
         for number, part in enumerate(("self_attn", "cross_attn", "mlp"), 1)
         for their_layer in (1, 2)
     ),
     *(
-        Row(f"{theirs}.{their_layer}", f"{ours}.{our_layer}")
+        LayerRow(f"{theirs}.{their_layer}", f"{ours}.{our_layer}")
         for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
         for their_layer, our_layer in (
             ("q_proj", "to_q"),
@@ -98,23 +103,23 @@ TRANSFORMER_BLOCK = (
             ("k_norm", "norm_k"),
         )
     ),
-    Row("mlp.layer1", "ff.net.0.proj"),
-    Row("mlp.layer2", "ff.net.2"),
+    LayerRow("mlp.layer1", "ff.net.0.proj"),
+    LayerRow("mlp.layer2", "ff.net.2"),
 )
 EMBEDDERS = (
-    Row("x_embedder.proj.1", "patch_embed.proj"),
-    Row("t_embedder.1.linear_1", "time_embed.t_embedder.linear_1"),
-    Row("t_embedder.1.linear_2", "time_embed.t_embedder.linear_2"),
-    Row("t_embedding_norm", "time_embed.norm"),
+    LayerRow("x_embedder.proj.1", "patch_embed.proj"),
+    LayerRow("t_embedder.1.linear_1", "time_embed.t_embedder.linear_1"),
+    LayerRow("t_embedder.1.linear_2", "time_embed.t_embedder.linear_2"),
+    LayerRow("t_embedding_norm", "time_embed.norm"),
 )
 LAST_LAYER = (
-    Row("final_layer.adaln_modulation.1", "norm_out.linear_1"),
-    Row("final_layer.adaln_modulation.2", "norm_out.linear_2"),
-    Row("final_layer.linear", "proj_out"),
+    LayerRow("final_layer.adaln_modulation.1", "norm_out.linear_1"),
+    LayerRow("final_layer.adaln_modulation.2", "norm_out.linear_2"),
+    LayerRow("final_layer.linear", "proj_out"),
 )
 CONTROL_VIDEO = (
-    Row("x_embedder2.proj.1", "embed", "patches"),
-    *(Row(f"input_hint_block.{number}", f"mlp.{number}") for number in range(0, 16, 2)),
+    LayerRow("x_embedder2.proj.1", "embed", "patches"),
+    *(LayerRow(f"input_hint_block.{number}", f"mlp.{number}") for number in range(0, 16, 2)),
 )
 
 CONSTANTS = {
@@ -131,7 +136,7 @@ WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 """parts of names that PyTorch's wrappers leave"""
 
 
-def dldm_links(config: DLDMConfig, present: Collection[str]) -> list[Link]:
+def dldm_links(config: DLDMConfig, present: Collection[str]) -> list[TensorLink]:
     """Return the links of the autoencoder's file: to the dLDM, and to the projection of the VDM.
 
     Args:
@@ -163,12 +168,12 @@ def dldm_links(config: DLDMConfig, present: Collection[str]) -> list[Link]:
         ("decoder.mid.block_2.", "dldm.decoder.block_out.", RESIDUAL),
         *((theirs, f"dldm.decoder.up.body.{number}.", rows) for number, (theirs, rows) in enumerate(_decoder(config))),
         ("quant_to_dit_dim.", "vdm.projection.block.", RESIDUAL),
-        ("", "vdm.projection.", [Row("post_quant_conv.conv3d", "lift", "matrix")]),
+        ("", "vdm.projection.", [LayerRow("post_quant_conv.conv3d", "lift", "matrix")]),
     ]
     return list(_links(places, present))
 
 
-def _encoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[Row, ...]]]:
+def _encoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[LayerRow, ...]]]:
     """Yield the blocks of the encoder in the order of `CausalEncoder.body`."""
     for number, level in enumerate(config.levels):
         for block in range(level.blocks):
@@ -182,7 +187,7 @@ def _encoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[Row, ...]]]:
     yield "encoder.norm_out.", NORM
 
 
-def _decoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[Row, ...]]]:
+def _decoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[LayerRow, ...]]]:
     """Yield the blocks of the decoder in the order of `CausalDecoder.body`."""
     for number, level in reversed(list(enumerate(config.levels))):
         if level.downsample_space:
@@ -196,7 +201,7 @@ def _decoder(config: DLDMConfig) -> Iterator[tuple[str, tuple[Row, ...]]]:
     yield "decoder.norm_out.", NORM
 
 
-def transformer_links(config: VDMConfig, present: Collection[str]) -> list[Link]:
+def transformer_links(config: VDMConfig, present: Collection[str]) -> list[TensorLink]:
     """Return the links of the transformer's file: to the transformer and to the control branch.
 
     Args:
@@ -223,7 +228,7 @@ def transformer_links(config: VDMConfig, present: Collection[str]) -> list[Link]
     return list(_links(places, present))
 
 
-def _links(places: Iterable[tuple[str, str, Iterable[Row]]], present: Collection[str]) -> Iterator[Link]:
+def _links(places: Iterable[tuple[str, str, Iterable[LayerRow]]], present: Collection[str]) -> Iterator[TensorLink]:
     """Yield the tensors of all rows in their places: weight and bias of layers, and tensors by themselves."""
     for theirs, ours, rows in places:
         for row in rows:
@@ -231,4 +236,4 @@ def _links(places: Iterable[tuple[str, str, Iterable[Row]]], present: Collection
             for end in ("", ".weight", ".bias"):
                 full = tuple(f"{ours}{name}{end}" for name in our_names)
                 if full[0] in present:
-                    yield Link(tuple(f"{theirs}{name}{end}" for name in their_names), full, row.form)
+                    yield TensorLink(tuple(f"{theirs}{name}{end}" for name in their_names), full, row.form)

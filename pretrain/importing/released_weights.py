@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vw2_robot.errors import InputError
 
-from .released_names import CONSTANTS, WITHOUT_WEIGHTS, WRAPPERS, Link
+from .released_names import CONSTANTS, WITHOUT_WEIGHTS, WRAPPERS, TensorLink
 
 SHOWN = 5
 """names of each kind in a message"""
@@ -123,7 +123,7 @@ def constants(dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: torch.tensor(values, dtype=kinds[name.rpartition(".")[2]]) for name, values in CONSTANTS.items()}
 
 
-def to_ours(links: Iterable[Link], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_ours(links: Iterable[TensorLink], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return our tensors of published ones."""
     ours: dict[str, Tensor] = {}
     for link in links:
@@ -132,7 +132,7 @@ def to_ours(links: Iterable[Link], theirs: Mapping[str, Tensor]) -> dict[str, Te
     return ours
 
 
-def to_theirs(links: Iterable[Link], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_theirs(links: Iterable[TensorLink], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return published tensors of ours, or tensors without values of such.
 
     Raises:
@@ -155,7 +155,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _formed(value: Tensor, link: Link, *, back: bool) -> Tensor:
+def _formed(value: Tensor, link: TensorLink, *, back: bool) -> Tensor:
     """Return a tensor in the other side's form; `back` leads to theirs."""
     if link.form == "flipped":
         return value.flip(0)
