@@ -274,7 +274,7 @@ def write_published(path: Path, out: Path) -> list[Path]:
 
 def _check_layout(path: Path, layout: ReleasedLayout) -> None:
     """Refuse a checkpoint whose modules are of other kinds than the published ones; sizes may differ."""
-    kinds = {
+    kinds: dict[str, dict[str, bool | str]] = {
         "dldm": {"released_decoder": True, "post_quant": "conv", "code_attention": "lowest", "z_norm": "none"},
         "dldm.stem": {"factorized": True, "patch": "haar"},
         "vdm": {"projection": "convolution", "control": "released"},

@@ -25,11 +25,9 @@ from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine
 from vw2_robot.pretrain.config import ImagineConfig
 from vw2_robot.pretrain.importing import import_released as import_program
-from vw2_robot.pretrain.importing.config import ImportConfig
 from vw2_robot.pretrain.importing.import_released import (
     ReleasedLayout,
     import_released,
-    main,
     names_of,
     plan_lines,
     released_layout,
@@ -334,7 +332,6 @@ def test_files_without_codes_are_refused_with_the_reason(content, message, folde
 
 def test_an_autoencoder_alone_is_imported_without_a_video_model_and_cannot_be_written_back(folder, tmp_path):
     (tmp_path / AUTOENCODER).symlink_to(folder / AUTOENCODER)
-    main(ImportConfig(path=str(folder), out=str(tmp_path), reverse=False, plan=True))  # reads nothing
     import_released(tmp_path, tmp_path / "out", LAYOUT)
     assert load_checkpoint(tmp_path / "out" / "dldm", kind="dldm").facts["vdm"] is None
     with pytest.raises(InputError, match="has no video model"):
