@@ -346,7 +346,7 @@ def other_encoder(trained):
         ({"episode": 2}, "episode=2, but .* holds 2 episodes"),
         ({"start": 19}, "start=19, but episode 0 has 19 frames"),
         ({"codes": "encoded", "segments": 3}, "codes=encoded gives 4 latent steps, 3 segments need 6"),
-        ({"codes": "nowhere.npy"}, r"give predicted, encoded, or a \.npy file"),
+        ({"codes": "nowhere.npy"}, r"give predicted, encoded, a \.npy file, or a \.pt file"),
         ({"codes": "bad.npy"}, r"codes lie in 0 \.\. 999"),
         ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
         ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
@@ -372,7 +372,9 @@ def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
         ({"frame_cache": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
         ({"frame_cache": None, "image": "a.png"}, "codes=predicted needs an instruction"),
         ({"anchor": "rendered"}, "needs a VDM that renders"),
-        ({"segments": 0}, "segments must be at least 1"),
+        ({"policy": None}, r"give policy=DIR, or dldm=DIR"),
+        ({"policy": None, "dldm": "runs"}, "no policy that predicts codes"),
+        ({"segments": -1}, "segments must be at least 1"),
     ],
 )
 def test_contradictions_are_refused(trained, change, message):

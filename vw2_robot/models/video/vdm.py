@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vw2_robot.random_numbers import SampleNoise
 
 from ..precision import at_least_float32
-from .code_projection import CodeProjection, key_steps, visible_keys
+from .code_projection import CodeConnector, CodeProjection, key_steps, visible_keys
 from .config import CodecConfig, Geometry, VDMConfig
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import (
@@ -67,14 +67,23 @@ class VDM(nn.Module):
             )
         self.config = config
         self.geometry = geometry
-        self.projection = CodeProjection(
-            fsq_dims=geometry.fsq_dims,
-            latent_steps=geometry.latent_steps,
-            queries=geometry.queries,
-            width=config.context_width,
-            layers=config.projection_layers,
-            head_dim=config.projection_head_dim,
-        )
+        self.projection: CodeProjection | CodeConnector
+        if config.projection == "attention":
+            self.projection = CodeProjection(
+                fsq_dims=geometry.fsq_dims,
+                latent_steps=geometry.latent_steps,
+                queries=geometry.queries,
+                width=config.context_width,
+                layers=config.projection_layers,
+                head_dim=config.projection_head_dim,
+            )
+        else:
+            self.projection = CodeConnector(
+                fsq_dims=geometry.fsq_dims,
+                lifted=config.projection_width,
+                width=config.context_width,
+                tokens=config.context_tokens,
+            )
         is_bf16 = config.frozen_precision == "bf16"
         self.transformer: nn.Module = build_transformer(
             stock_options(config, geometry),
@@ -87,9 +96,13 @@ class VDM(nn.Module):
             self.control = LightControl(
                 geometry.channels, width=config.width, hidden=config.control_width, blocks=config.controlled
             )
-        elif config.control == "full":
+        elif config.control in ("full", "released"):
             self.control = FullControl(
-                self.transformer, geometry.channels, width=config.width, blocks=config.controlled
+                self.transformer,
+                geometry.channels,
+                width=config.width,
+                blocks=config.controlled,
+                released=config.control == "released",
             )
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank)
@@ -120,6 +133,7 @@ class VDM(nn.Module):
                 trained = not is_adapter(name)
             else:
                 trained = {"full": True, "lora": is_adapter(name), "frozen": False}[self.config.train]
+            trained = trained and not name.startswith("control.unread.")
             parameter.requires_grad_(trained)
             if trained:
                 chosen.append(parameter)
@@ -188,7 +202,7 @@ class VDM(nn.Module):
             first: clean latents of frame 0, which replace latent frame 0.
             codes: quantized codes.
             control_video: latents of the coarse clip; None leaves the control branch out.
-            keep_codes: samples with False get the null token alone.
+            keep_codes: samples with False get the null token alone, or the null context of the released projection.
         """
         batch, _, num_frames, height, width = noisy.shape
         # 1. Latent frame 0 is given clean, with a channel that marks it and a noise level of nearly zero. The second
@@ -199,7 +213,10 @@ class VDM(nn.Module):
         times = time[:, None].repeat(1, num_frames)
         times[:, 0] = CLEAN_TIME
         # 2. Codes as context, and who may attend to which of them.
-        context = self.projection(codes)
+        if isinstance(self.projection, CodeConnector):
+            context = self.projection(codes, keep_codes)
+        else:
+            context = self.projection(codes)
         self._set_masks(num_frames, height, width, keep_codes, x.device)
         # 3. Transformer with control. Weights kept in bfloat16 run in bfloat16; else the caller's autocast decides.
         is_bf16 = self.config.frozen_precision == "bf16"
@@ -246,11 +263,13 @@ class VDM(nn.Module):
         """Set cross- and self-attention masks of the next forward pass."""
         per_frame = (height // 2) * (width // 2)
         frame_of_query = torch.arange(num_frames, device=device).repeat_interleave(per_frame)
-        keys = key_steps(num_frames - 1, self.geometry.queries, device)
-        cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
-        if keep_codes is not None:
-            cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
-        self._masks.cross = cross
+        self._masks.cross = None
+        if not isinstance(self.projection, CodeConnector):
+            keys = key_steps(num_frames - 1, self.geometry.queries, device)
+            cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
+            if keep_codes is not None:
+                cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
+            self._masks.cross = cross
         self._masks.self_attention = None
         if self.config.temporal_causal_self_attention:
             # With axes for samples and heads: diffusers takes a mask of two axes for one of samples and keys as soon as
