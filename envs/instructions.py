@@ -7,7 +7,9 @@ enriched     102, three for each task, in neither of the other two: they test ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +25,11 @@ _FILES: dict[str, str] = {
     "validation": "annotations_validation.yaml",
     "enriched": "annotations_enriched.yaml",
 }
+LEAST_NEARNESS = 0.45
+LEAST_LEAD = 0.1
+"""of the nearest task over the second"""
+NEGATIONS = {"not", "don", "dont", "never"}
+"""no known wording has one, and what follows it is not wanted"""
 
 
 def load_instructions(split: Split) -> dict[str, list[str]]:
@@ -71,6 +78,39 @@ def choose_instruction(instructions: Sequence[str], task: str, chain: int | None
     # Independent of Python's salted hash and of the platform.
     seed = np.random.SeedSequence([chain, *task.encode()])
     return instructions[int(seed.generate_state(1)[0]) % len(instructions)]
+
+
+def nearest_wording(text: str, tasks: Mapping[str, str]) -> str | None:
+    """Return the known wording that a text is nearest to; None if none is near, or two tasks are about as near.
+
+    Nearness is the share of the words in common, from 0 to 1. A word counts by how few tasks use it, so that a color
+    tells and "the" does not. A word of other tasks alone, as "right" of "left", rules a task out.
+
+    Args:
+        text: an instruction.
+        tasks: wording -> its task.
+    """
+    typed = _vocabulary(text)
+    if not typed.isdisjoint(NEGATIONS):
+        return None
+    vocabularies: dict[str, set[str]] = {task: set() for task in tasks.values()}
+    for wording, task in tasks.items():
+        vocabularies[task] |= _vocabulary(wording)
+    users = Counter(word for vocabulary in vocabularies.values() for word in vocabulary)
+
+    def weight(some: frozenset[str]) -> float:
+        return float(sum(np.log(len(vocabularies) / max(1, users[word])) for word in some))
+
+    near = dict.fromkeys(vocabularies, (0.0, ""))
+    for wording, task in tasks.items():
+        if typed & users.keys() <= vocabularies[task] and (whole := weight(typed | _vocabulary(wording))):
+            near[task] = max(near[task], (weight(typed & _vocabulary(wording)) / whole, wording))
+    second, (best, wording) = sorted(near.values())[-2:]
+    return wording if best >= LEAST_NEARNESS and best - second[0] >= LEAST_LEAD else None
+
+
+def _vocabulary(text: str) -> frozenset[str]:
+    return frozenset(re.findall("[a-z]+", text.lower()))
 
 
 @lru_cache(maxsize=len(_FILES))

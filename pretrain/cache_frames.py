@@ -20,6 +20,7 @@ from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.sources.formats import open_training, recognize
 from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.data.sources.openx import find_source
+from vw2_robot.data.sources.published_mixture import ENDING, open_published_mixture
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.distributed import ranks
 from vw2_robot.errors import InputError
@@ -80,6 +81,8 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
     assert data.path is not None
     if data.mixture is not None:
         assert isinstance(data.path, str)
+        if data.mixture.endswith(ENDING):
+            return open_published_mixture(Path(data.mixture), Path(data.path))
         members = open_mixture(data.mixture, data.path)
         splits = data.splits or ("train",)
         return [(member.open(splits=splits, max_skipped=data.max_skipped), member.weight) for member in members]

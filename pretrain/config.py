@@ -41,7 +41,8 @@ class DataConfig:
     """a data set of any format that `data.sources.formats` knows, or a list of them with different names; with
     `mixture`: the folder or bucket of the sets"""
     mixture: str | None = None
-    """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
+    """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`; or the published
+    table openx_videocraft_meta.json: pickles and clips below `path` (docs/import.md)"""
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
     splits: tuple[str, ...] | None = None
@@ -451,10 +452,12 @@ class PretrainConfig:
 class ImagineConfig:
     """The root configuration of `vw2-imagine`."""
 
-    policy: str
-    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
     out: str
     """the mp4; a json of the same name lies beside it"""
+    policy: str | None = None
+    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
+    dldm: ExistingPath | None = None
+    """folder of a dLDM stage that decodes codes of a file, instead of a policy"""
     image: ExistingPath | None = None
     """file of the first image"""
     prompt: str | None = None
@@ -466,10 +469,12 @@ class ImagineConfig:
     start: int = 0
     """frame of the episode to begin with"""
     codes: str = PREDICTED
-    """predicted: by the policy, as it acts; encoded: of the true continuation; or a .npy file, integers
-    [latent steps, N]"""
-    segments: int = 1
-    """clips of the dLDM that are joined"""
+    """predicted: by the policy, as it acts; encoded: of the true continuation; or a file: .npy, integers
+    [latent steps, N], or .pt, the published codes of videos by name (docs/import.md)"""
+    video: str | None = None
+    """name of the video in a .pt file; default: that of the image file"""
+    segments: int = 0
+    """clips of the dLDM that are joined; 0: all clips of a .pt file, else 1"""
     plan: Plan = "requery"
     """full: the policy predicts all codes from the first image; requery: those of each segment from its first frame"""
     anchor: Anchor = "coarse"
@@ -496,9 +501,15 @@ class ImagineConfig:
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
-        for name in ("segments", "sample_steps", "enlarge"):
+        for name in ("sample_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.segments < 0:
+            raise ValueError(f"segments must be at least 1 (0: as many as there are), found {self.segments}")
+        if (self.policy is None) == (self.dldm is None):
+            raise ValueError("give policy=DIR, or dldm=DIR (the folder of a dLDM stage) to decode codes of a file")
+        if self.dldm is not None and self.codes == PREDICTED:
+            raise ValueError("dldm=DIR has no policy that predicts codes: give codes=FILE or codes=encoded")
         if not self.guidance >= 0:
             raise ValueError(f"guidance must not be negative, found {self.guidance}")
         if self.negative_prompt is not None and (self.guidance == 1 or self.vdm is None):

@@ -227,6 +227,13 @@ def save_dldm(
     )
 
 
+def dldm_folder(folder: str | Path) -> Path:
+    """Return the folder of the dLDM stage: the one given, or the one in a run folder."""
+    inside = Path(folder) / "dldm"
+    is_run = (inside / "latest").is_file() or (inside / "config.json").is_file()
+    return inside if is_run else Path(folder)
+
+
 def encoder_hash(dldm: DLDM) -> str:
     """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
     fixed = [] if dldm.pixel_differences is None else [dldm.pixel_differences]

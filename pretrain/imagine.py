@@ -2,6 +2,7 @@
 
     vw2-imagine policy=runs/first image=table.png prompt="open the drawer" segments=3 out=runs/first/imagined.mp4
     vw2-imagine policy=runs/first frame_cache=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
+    vw2-imagine dldm=runs/released image=boat.jpg codes=VideoCraft-dLDM-codes.pt video=paper_boat_21 out=runs/boat.mp4
 
 Decoding alone takes seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. An image from a frame cache
 has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of copying the
@@ -13,6 +14,8 @@ could show. A fine-tuned policy predicts them as it acts (`acting`): what is dra
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +28,13 @@ from torch import Tensor
 from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line import entry_points
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
+from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -41,12 +46,14 @@ from vw2_robot.storage.files import write_json
 from vw2_robot.storage.mp4 import Mp4Writer
 
 from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
-from .dldm_modules import encoder_hash
+from .dldm_modules import dldm_folder, encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
+from .importing.released_codes import read_released_codes
 from .train_vdm import vdm_of_dldm
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0
+PUBLISHED = ".pt"
 
 
 class Beginning(NamedTuple):
@@ -72,11 +79,25 @@ def imagine(config: ImagineConfig) -> None:
     if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
         raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
-    checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
-    dldm = DLDM.of_policy(checkpoint).to(device).eval()
-    with checkpoint.building():
-        # Before fine-tuning a policy has no mode yet.
-        acting: Acting = "argmax" if checkpoint.config.get("head") is None else acting_of(checkpoint.config)
+    policy: LatentPolicy | None = None
+    acting: Acting = "argmax"
+    if config.policy is None:
+        assert config.dldm is not None
+        checkpoint = load_checkpoint(dldm_folder(config.dldm), kind="dldm")
+        with checkpoint.building():
+            dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
+            checkpoint.load_into(dldm=dldm)
+    else:
+        checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
+        dldm = DLDM.of_policy(checkpoint)
+        with checkpoint.building():
+            # Before fine-tuning a policy has no mode yet.
+            acting = acting if checkpoint.config.get("head") is None else acting_of(checkpoint.config)
+    dldm = dldm.to(device).eval()
+    if not config.segments:
+        is_published = Path(config.codes).suffix == PUBLISHED
+        count = len(read_codes(config, dldm)) // dldm.config.latent_steps if is_published else 1
+        config = replace(config, segments=count)
     if acting == "none" and config.codes == PREDICTED:
         raise InputError(
             f"{checkpoint.path} acts without codes (acting=none), so it predicts none that could be drawn; give "
@@ -88,7 +109,8 @@ def imagine(config: ImagineConfig) -> None:
     if renderer is not None:
         size = rendered_size(dldm.config, renderer.vdm.config)
     begin = open_beginning(config, dldm, time_base_of(checkpoint.facts), size)
-    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
+    if config.policy is not None:
+        policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
@@ -161,7 +183,7 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
 
 def plan_segments(
     config: ImagineConfig,
-    policy: LatentPolicy,
+    policy: LatentPolicy | None,
     dldm: DLDM,
     begin: Beginning,
     acting: Acting,
@@ -172,7 +194,7 @@ def plan_segments(
 
     Args:
         config: `codes` says which; also number of segments, plan, sampling and seed.
-        policy: on the device; used for predicted codes alone.
+        policy: on the device; needed for predicted codes alone.
         dldm: on the device; its size decides the M latent steps and N codes per step of a segment.
         begin: its instruction for predicted codes, its true continuation for encoded ones.
         acting: how the policy acts, for predicted codes.
@@ -187,6 +209,7 @@ def plan_segments(
     """
     latent_steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
+        assert policy is not None
         every = facts.get("condition_every") if config.plan == "full" else None
         decode = policy_decoder(
             policy,
@@ -199,10 +222,7 @@ def plan_segments(
         return plan_of(
             decode, plan=config.plan, latent_steps=latent_steps, segments=config.segments, condition_every=every
         )
-    if config.codes == ENCODED:
-        given = encode_true(dldm, begin, device)
-    else:
-        given = read_codes(Path(config.codes), dldm).to(device)
+    given = encode_true(dldm, begin, device) if config.codes == ENCODED else read_codes(config, dldm).to(device)
     if len(given) < latent_steps * config.segments:
         raise InputError(
             f"codes={config.codes} gives {len(given)} latent steps, {config.segments} segments need "
@@ -232,13 +252,21 @@ def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     return dldm.indices(dldm.resized(pixels)).flatten(0, 1)
 
 
-def read_codes(file: Path, dldm: DLDM) -> Tensor:
-    """Return the codes [latent steps, N] of a .npy file.
+def read_codes(config: ImagineConfig, dldm: DLDM) -> Tensor:
+    """Return the codes [latent steps, N] of a .npy file, or of one video of a .pt file.
 
     Raises:
-        InputError: the file does not hold codes of this dLDM.
+        InputError: the file does not hold codes of this dLDM, or not of that video.
     """
-    codes = read_array(file, cure="give predicted, encoded, or a .npy file")
+    file = Path(config.codes)
+    if file.suffix == PUBLISHED:
+        videos = read_released_codes(file, dldm.config)
+        name = config.video or (Path(config.image).stem if config.image is not None else "")
+        if name not in videos:
+            near = get_close_matches(name, videos, cutoff=0.0)
+            raise InputError(f"{file} has no codes of video={name!r}; of its {len(videos)} nearest: {', '.join(near)}")
+        return torch.from_numpy(videos[name]).flatten(0, 1)
+    codes = read_array(file, cure="give predicted, encoded, a .npy file, or a .pt file of published codes")
     vocabulary = dldm.config.vocabulary
     queries = dldm.config.queries
     if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != queries:
@@ -278,8 +306,7 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM, or without null
             codes where guidance needs them.
     """
-    path = Path(folder)
-    checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
+    checkpoint = load_checkpoint(dldm_folder(folder), kind="dldm")
     found = str(checkpoint.facts.get("encoder_hash"))
     wanted = encoder_hash(dldm)
     if found != wanted:
@@ -291,7 +318,9 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
     if video is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
     vdm, codec = video
-    if config.guidance != 1 and not vdm.config.code_dropout and config.negative_prompt is None:
+    # The released projection has an embedding in place of codes, whatever it was trained with.
+    has_null = vdm.config.code_dropout or vdm.config.projection == "convolution" or config.negative_prompt is not None
+    if config.guidance != 1 and not has_null:
         raise InputError(
             f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
             "(aids.code_dropout=0); use guidance=1, or give an embedded negative_prompt"

@@ -30,7 +30,7 @@ def import_triton_first() -> None:
 
 
 @contextlib.contextmanager
-def own_symbols_first() -> Iterator[None]:
+def local_symbols_first() -> Iterator[None]:
     """Let the libraries that Python loads meanwhile look for symbols among their own first, if MuJoCo is loaded."""
     if sys.platform != "linux" or "mujoco" not in sys.modules:
         yield

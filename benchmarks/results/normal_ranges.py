@@ -3,8 +3,9 @@
 python -m benchmarks.results.normal_ranges --of "model=tiny, ..." RUNS/seed_0 RUNS/seed_1 ...
 
 Writes vw2_robot/storage/normal_ranges.json. Every training stage below the given folders is a reference run of its
-stage, so give runs that went well, of several seeds and data sets. Also printed: how much of each run lies in the
-ranges that the others alone would give.
+stage, so give runs that went well, of several seeds and data sets. The file states the command and each run with the
+SHA-256 of its log (`made_with`). Also printed: how much of each run lies in the ranges that the others alone would
+give.
 """
 
 # A log holds single batches, so a curve is rough. Around each of about twenty steps, evenly spaced in the logarithm,
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +26,7 @@ import numpy as np
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.rollouts.report.run_folders import Stage, discover
-from vw2_robot.storage.files import read_yaml, write_text
+from vw2_robot.storage.files import read_yaml, sha256_of, write_text
 from vw2_robot.storage.normal_ranges import FILE, flat_settings, phases_of, range_at
 
 OUT = Path(__file__).parents[2] / "vw2_robot" / "storage" / FILE
@@ -48,17 +51,31 @@ def main() -> None:
     by_kind: dict[str, list[Stage]] = defaultdict(list)
     for stage in discover(args.runs)[0]:
         by_kind[next(iter(stage.records)).split("/")[0]].append(stage)
-    stages = {}
+    stages, sources = {}, {}
     for kind, runs in sorted(by_kind.items()):
         if len(runs) < LEAST_RUNS:
             print(f"{kind}: {len(runs)} runs, at least {LEAST_RUNS} are needed; left out")
             continue
         phase_steps, curves = ranges(runs)
         stages[kind] = {"runs": len(runs), "settings": shared(runs), "phase_steps": phase_steps, "curves": curves}
+        sources[kind] = [source(run) for run in runs]
         shares = [inside(one, ranges([other for other in runs if other is not one])[1]) for one in runs]
         print(f"{kind}: {len(runs)} runs; in the ranges of the others: {' '.join(f'{100 * s:.0f} %' for s in shares)}")
-    write_text(args.out, json.dumps({"of": args.of, "stages": stages}, separators=(",", ":")) + "\n")
+    command = shlex.join(["python", "-m", "benchmarks.results.normal_ranges", *sys.argv[1:]])
+    made_with = {"command": command, "runs": sources}
+    content = {"of": args.of, "made_with": made_with, "stages": stages}
+    write_text(args.out, json.dumps(content, separators=(",", ":")) + "\n")
     print(f"{args.out}: {args.out.stat().st_size} bytes")
+
+
+def source(run: Stage) -> dict[str, Any]:
+    """Return what identifies a run."""
+    return {
+        "run": run.name,
+        "seed": run.settings.get("seed"),
+        "last_step": run.last_step,
+        "metrics_sha256": sha256_of(run.path / "metrics.jsonl"),
+    }
 
 
 def by_phase(stage: Stage) -> list[tuple[str, int, float, dict[str, tuple[Any, Any]]]]:

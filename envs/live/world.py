@@ -15,7 +15,7 @@ from vw2_robot.errors import InputError
 from ..calvin import CalvinEnv
 from ..experts.demonstrator import feasible, observe_world
 from ..experts.start_states import go_to_start
-from ..instructions import read_instructions
+from ..instructions import nearest_wording, read_instructions
 from ..oracle import TaskOracle
 from ..scene import LIGHTS, OFF_COLOR
 from .recording import write_recording
@@ -81,6 +81,10 @@ class CalvinWorld:
     def task_of(self, instruction: str) -> str | None:
         """Return the task whose instruction this is, of those for training and for evaluation; None for a free one."""
         return self._tasks.get(instruction.lower().rstrip(".!"))
+
+    def nearest_wording(self, instruction: str) -> str | None:
+        """Return the known wording that a free instruction is nearest to; None where none is near."""
+        return nearest_wording(instruction, self._tasks)
 
     def instruction(self, task: str) -> str:
         """Return the evaluation's instruction of a task."""

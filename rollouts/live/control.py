@@ -65,6 +65,9 @@ class ChosenWorld(ShownWorld, Protocol):
     def task_of(self, instruction: str) -> str | None:
         """Return the task whose instruction this is; None for a free one."""
 
+    def nearest_wording(self, instruction: str) -> str | None:
+        """Return the known wording that a free instruction is nearest to; None where none is near."""
+
     def instruction(self, task: str) -> str:
         """Return the instruction of a task."""
 
@@ -152,12 +155,16 @@ class Control:
     def ask(self, instruction: str) -> None:
         """Give an instruction, of a task or a free one, and begin at once.
 
-        Where its task cannot be done from the present state, the world first goes to a start where it can.
+        A free one is judged by the task of the nearest known wording, where one is near. Where the task cannot be done
+        from the present state, the world first goes to a start where it can.
         """
         text = " ".join(instruction.split())
         if not text:
             raise InputError("type an instruction, or press a task")
-        self._begin(Subtask(text, self.world.task_of(text), self.seed))
+        task, taken_as = self.world.task_of(text), ""
+        if task is None and (near := self.world.nearest_wording(text)) is not None:
+            task, taken_as = self.world.task_of(near), near
+        self._begin(Subtask(text, task, self.seed, taken_as))
 
     def ask_task(self, task: str) -> None:
         """Give the instruction of a task."""
@@ -241,7 +248,7 @@ class Control:
             self.stage = self._new_session()
             self.world.restart(subtask.task, self.seed)
             self.notice = (
-                "the task could not be done from where the scene was, so the scene went to a start where it can."
+                "The task could not be done from where the scene was, so the scene went to a start where it can."
             )
         self.stage.run(subtask)
 

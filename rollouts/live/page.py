@@ -1,8 +1,9 @@
 """The page: a viser server that shows views and turns what is pressed into commands. viser is imported here alone.
 
-Right: instruction, tasks, run, policy and scene, recordings. Left: the camera's image, and what the policy expects. In
-between: the scene, in which a block is moved by its arrows. For windows of 900 pixels and more: on a narrower one the
-controls cover a part of the scene, and the camera's image is not seen.
+Right: instruction and run, below them tabs of tasks, of policy and scene, and of recordings. Left: the camera's image,
+and what the policy expects. In between: the scene, in which a block is moved by its arrows. In a window narrower than
+576 pixels viser puts the panels below one another into a sheet over the lower part of the scene, at most 60 % of the
+height: status and instruction, the camera's image, and the tabs closed. The scene is then looked at from further away.
 """
 
 # K expected frames · H, W pixels
@@ -58,6 +59,9 @@ RUN_BUTTONS = {"start": Control.start, "pause": Control.pause, "step": Control.s
 SCENES = ("A", "B", "C", "D")
 KNOWN_POLICIES = ("builtin:calvin-tiny", "demonstrator", "random")
 CAMERA_POSITION, CAMERA_TARGET = (0.75, -1.05, 1.25), (0.0, 0.0, 0.45)
+NARROW_PX = 576
+"""viser's limit; its sheet leaves the upper part of the window, so the camera looks below the scene"""
+NARROW_POSITION, NARROW_TARGET = (1.1, -1.6, 1.45), (0.05, 0.0, -0.75)
 PANEL_PX = 340
 IMAGE_PX = 312
 MOST_FRAMES = 5
@@ -97,8 +101,10 @@ class Page:
         server.initial_camera.position = CAMERA_POSITION
         server.initial_camera.look_at = CAMERA_TARGET
         server.scene.add_grid("/ground", width=4.0, height=4.0, cell_size=0.2, plane_opacity=0.0)
-        self._build_controls(policy, seed, opener)
+        server.on_client_connect(_place_camera)
+        self._build_instruction()
         self._build_camera()
+        self._build_tabs(policy, seed, opener)
 
     @property
     def port(self) -> int:
@@ -154,20 +160,8 @@ class Page:
         if self._worker is not None:
             self._worker.submit(lambda control: command(control, *arguments))
 
-    def _build_camera(self) -> None:
-        """Add the left panel."""
-        gui = self._server.gui
-        panel = gui.add_panel()
-        with panel.add_tab("Camera"):
-            self._image = gui.add_image(np.zeros((IMAGE_PX, IMAGE_PX, 3), np.uint8), jpeg_quality=90)
-            self._tokens = gui.add_markdown("")
-            self._comparison = gui.add_image(np.zeros((2, 2, 3), np.uint8), jpeg_quality=90, visible=False)
-        panel.dock_left()
-        panel.expand()
-        panel.set_width(PANEL_PX)
-
-    def _build_controls(self, policy: str, seed: int, opener: Opener) -> None:
-        """Add the right panel."""
+    def _build_instruction(self) -> None:
+        """Fill viser's panel, on the right, or the beginning of the sheet."""
         gui = self._server.gui
         gui.main_panel.dock_right()
         gui.main_panel.set_width(PANEL_PX)
@@ -178,10 +172,28 @@ class Page:
             run = gui.add_button_group("Run", tuple(RUN_BUTTONS))
         form.on_submit(lambda _: self._submit(Control.ask, text.value))
         run.on_click(lambda event: self._submit(RUN_BUTTONS[event.target.value]))
-        with gui.add_folder("Tasks"):
+
+    def _build_camera(self) -> None:
+        """Add the left panel; it is open in the sheet, too."""
+        gui = self._server.gui
+        panel = gui.add_panel()
+        with panel.add_tab("Camera"):
+            self._image = gui.add_image(np.zeros((IMAGE_PX, IMAGE_PX, 3), np.uint8), jpeg_quality=90)
+            self._tokens = gui.add_markdown("")
+            self._comparison = gui.add_image(np.zeros((2, 2, 3), np.uint8), jpeg_quality=90, visible=False)
+        panel.dock_left()
+        panel.expand()
+        panel.set_width(PANEL_PX)
+
+    def _build_tabs(self, policy: str, seed: int, opener: Opener) -> None:
+        """Add the panel below the instruction, closed in the sheet."""
+        gui = self._server.gui
+        panel = gui.add_panel()
+        panel.dock_below(gui.main_panel)
+        with panel.add_tab("Tasks"):
             for group in TASK_BUTTONS:
                 self._add_tasks(group)
-        with gui.add_folder("Policy and scene"):
+        with panel.add_tab("Policy and scene"):
             known = gui.add_button_group("Policies", KNOWN_POLICIES)
             with gui.add_form("Another policy") as policy_form:
                 name = gui.add_text("Folder", policy)
@@ -194,7 +206,7 @@ class Page:
             )
             number = gui.add_number("Seed", seed, min=0, step=1)
             number.on_update(lambda _: self._submit(Control.choose_seed, int(number.value)))
-        with gui.add_folder("Record and play"):
+        with panel.add_tab("Recordings"):
             save = gui.add_button("Save this episode")
             save.on_click(lambda _: self._submit(Control.save, notice="Saving …"))
             if opener.library is not None:
@@ -246,6 +258,14 @@ class Page:
         return gizmo
 
 
+def _place_camera(client: Any) -> None:
+    """Show a narrow window the scene above the sheet."""
+    if client.camera.image_width < NARROW_PX:
+        with client.atomic():
+            client.camera.position = NARROW_POSITION
+            client.camera.look_at = NARROW_TARGET
+
+
 def status_text(control: Control, view: LiveView, views_per_second: float) -> str:
     """Return the status as markdown.
 
@@ -267,10 +287,12 @@ def status_text(control: Control, view: LiveView, views_per_second: float) -> st
     if view.instruction:
         of = f" ({view.position[0]} of {view.position[1]})" if view.position[1] > 1 else ""
         lines.append(f"**{view.instruction}**{of}" + (f" · task `{view.task}`" if view.task else ""))
+    if view.taken_as:
+        lines.append(f"Taken as: **{view.taken_as}** (judged by that; the policy gets your words)")
+    elif view.instruction and view.task is None and view.policy:
+        lines.append("Not judged: no task has a wording like this one. The oracle names whatever happens.")
     if others:
         lines.append(f"The oracle {'also ' if view.task else ''}found: {', '.join(others)}")
-    elif view.instruction and view.task is None and view.mode != "ended":
-        lines.append("No task has this wording, so nothing is judged: the oracle names whatever happens.")
     if control.notice:
         lines.append(f"*{control.notice}*")
     rate = f" · {views_per_second:.1f} frames/s" if views_per_second else ""

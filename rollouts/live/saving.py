@@ -43,7 +43,8 @@ def save_episode(episode: LiveEpisode, world: ChosenWorld, out: Path) -> list[Pa
         world.write_recording(
             out / "calvin",
             number,
-            label=(task, instruction),
+            # A wording that was only taken for the task's must not be learned as one.
+            label=(task, episode.subtask.taken_as or instruction),
             images=[step.image for step in episode.env_steps],
             states=[*(step.state for step in episode.env_steps), episode.last.state],
             actions=[step.action for step in episode.env_steps],
@@ -52,6 +53,7 @@ def save_episode(episode: LiveEpisode, world: ChosenWorld, out: Path) -> list[Pa
         "video": written[0].name,
         "instruction": instruction,
         "task": task,
+        "taken_as": episode.subtask.taken_as,
         "policy": episode.policy,
         "scene": episode.scene,
         "seed": episode.subtask.seed,

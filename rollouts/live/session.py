@@ -81,8 +81,11 @@ class Subtask(NamedTuple):
     """An instruction; its task, where it belongs to one; the seed that the policy is reset with."""
 
     instruction: str
+    """as it was typed, which is what the policy gets"""
     task: str | None
     seed: int
+    taken_as: str = ""
+    """the known wording that gave the task, where the instruction is none itself"""
 
 
 class LiveStep(NamedTuple):
@@ -152,6 +155,8 @@ class LiveView:
     image: Image
     parts: Mapping[str, PartPose]
     lights: Mapping[str, bool]
+    taken_as: str = ""
+    """the known wording that gave the task, where the instruction is none itself"""
     tokens: NDArray[np.int64] | None = None
     expected: Expected | None = None
 
@@ -243,6 +248,7 @@ class Session:
             image=self._present_image(),
             parts=self.world.parts(),
             lights=self.world.lights(),
+            taken_as=subtask.taken_as if subtask else "",
             tokens=self._tokens,
             expected=self._expected,
         )

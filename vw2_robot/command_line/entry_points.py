@@ -115,8 +115,9 @@ imagine = Program(
     "vw2_robot.pretrain.config:ImagineConfig",
     "imagine",
     main_keys=(
-        "policy",
         "out",
+        "policy",
+        "dldm",
         "image",
         "prompt",
         "frame_cache",
@@ -126,6 +127,11 @@ imagine = Program(
         "vdm",
         "hardware.device",
     ),
+)
+import_ = Program(
+    "vw2_robot.pretrain.importing.import_released:main",
+    "vw2_robot.pretrain.importing.config:ImportConfig",
+    "import",
 )
 replay_serve = Program(
     "vw2_robot.replay_programs.serve:serve", "vw2_robot.replay_programs.serve:ReplayServeConfig", "replay_serve"
@@ -242,7 +248,8 @@ REPLAY_COMMANDS = {
 COMMANDS = {
     "pretrain-on-openx": pretrain_on_openx,
     **{
-        f"vw2-{name}".replace("_", "-").replace("replay-", "replay "): started
+        # `import_` has its underscore because Python has the word.
+        f"vw2-{name}".rstrip("_").replace("_", "-").replace("replay-", "replay "): started
         for name, started in list(globals().items())
         if isinstance(started, Program) and started is not pretrain_on_openx
     },

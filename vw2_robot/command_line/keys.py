@@ -138,11 +138,19 @@ def defaults_of(config_name: str, *overrides: str) -> dict[str, Any]:
         overrides: such as `model=paper`.
     """
     from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
     from omegaconf import OmegaConf
 
-    # Composed, not just read: a yaml file may take values from others.
-    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose(config_name, overrides=list(overrides))
+    # Inside a program Hydra is at work already, and has room for one program at a time.
+    running = Singleton.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        # Composed, not just read: a yaml file may take values from others.
+        with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+            tree = compose(config_name, overrides=list(overrides))
+    finally:
+        Singleton.set_state(running)
     values: Any = OmegaConf.to_container(tree, resolve=True)
     assert isinstance(values, dict)
     return values

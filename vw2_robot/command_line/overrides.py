@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vw2_robot.command_line.config_tree import field_name, key_name
+from vw2_robot.command_line.config_tree import check_keys, field_name, key_name
 from vw2_robot.errors import InputError
 
 from .config_groups import EXPERIMENT
@@ -31,8 +31,9 @@ def as_typed(arguments: Sequence[str], config_cls: type, groups: Sequence[str] =
 
     The yaml files show only what is often changed, so a nested key gets the plus signs with which Hydra accepts a key
     that no yaml file has. An unknown key at the top gets them too, since Hydra's message suggests no other key.
-    `config_from` refuses unknown keys and wrong types later. An experiment gets the plus sign with which Hydra appends
-    it. The commas of a sweep stay.
+    `config_from` refuses unknown keys and wrong types later. A single plus sign becomes two, or none for a group, since
+    Hydra appends nothing that is there already. An experiment gets the one with which Hydra appends it. The commas of a
+    sweep stay.
 
     Args:
         arguments: of the command, without its name.
@@ -54,6 +55,8 @@ def as_typed(arguments: Sequence[str], config_cls: type, groups: Sequence[str] =
             continue
         if not sign and (_NESTED.fullmatch(key) or (key.isidentifier() and key not in known)):
             sign = "++"
+        if sign == "+" and "/" not in key:
+            sign = "" if key in groups else "++"
         if not sign and key == EXPERIMENT:
             sign = "+"
         # In quotes, the commas of a sweep would become part of a single value.
@@ -61,6 +64,23 @@ def as_typed(arguments: Sequence[str], config_cls: type, groups: Sequence[str] =
             value = _value(key, value, field_types(config_cls, key))
         typed.append(f"{sign}{key}={value}")
     return typed
+
+
+def check_removals(arguments: Sequence[str], config_cls: type, groups: Sequence[str] = ()) -> None:
+    """Refuse `~key` of a key that there is not.
+
+    Args:
+        arguments: of the command, without its name.
+        config_cls: root dataclass of the program.
+        groups: names of its groups of yaml files.
+
+    Raises:
+        InputError: names the nearest key.
+    """
+    for argument in arguments:
+        key = re.split(r"[.=@/]", argument.removeprefix("~"))[0]
+        if argument.startswith("~") and key not in (*groups, "hydra"):
+            check_keys(config_cls, {key: None}, where=argument)
 
 
 def check_sweep(arguments: Sequence[str], config_cls: type) -> None:

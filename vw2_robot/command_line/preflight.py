@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from vw2_robot.devices import Hardware
+from vw2_robot.devices import Hardware, open_device
 from vw2_robot.errors import InputError, require
 from vw2_robot.limits import EXISTING
 
@@ -43,6 +43,9 @@ def check_before_work(config: Any) -> None:
     # Last, since torch takes seconds to import.
     if isinstance(hardware := getattr(config, "hardware", None), Hardware):
         hardware.torch_device()
+    # Also of a policy that computes nothing on it: the run would store a device that it did not have.
+    if (device := getattr(config, "device", "auto")) not in ("auto", "cpu"):
+        open_device(device)
 
 
 def named_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -12,7 +12,9 @@ beside ROS, and no torch. docs/integrations/ros2.md.
 from __future__ import annotations
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,81 @@ def velocities(
     return (metric[:3] * control_hz).tolist(), (rotation_vector(metric[3:6]) * control_hz).tolist()
 
 
+class PolicyNode:
+    """A node of rclpy with its parameters, its publishers and the callbacks between them and a control loop.
+
+    Args:
+        node: of rclpy.
+        twist_message: geometry_msgs/TwistStamped.
+        gripper_message: std_msgs/Float64.
+    """
+
+    def __init__(self, node: Any, twist_message: Callable[[], Any], gripper_message: Callable[..., Any]) -> None:
+        self.control_hz = float(node.declare_parameter("control_hz", 30.0).value)
+        self.is_compressed = bool(node.declare_parameter("compressed", False).value)
+        self._node = node
+        self._frame_id = str(node.declare_parameter("frame_id", "base_link").value)
+        self._units = MetricUnits(
+            position_m=node.declare_parameter("position_m", POSITION_UNIT_M).value,
+            rotation_rad=node.declare_parameter("rotation_rad", ROTATION_UNIT_RAD).value,
+        )
+        self._twist_message, self._gripper_message = twist_message, gripper_message
+        self._twists = node.create_publisher(twist_message, "twist", 1)
+        self._grippers = node.create_publisher(gripper_message, "gripper", 1)
+
+    def open_client(self) -> PolicyClient:
+        """Connect with the server that the parameters name."""
+        parameter = self._node.declare_parameter
+        return PolicyClient(
+            parameter("server", "ws://127.0.0.1:8000").value,
+            None,
+            api_key=parameter("api_key", "").value or None,
+            answer_seconds=parameter("answer_seconds", 10.0).value,
+        )
+
+    def make_loop(self, client: PolicyClient, executor: Executor) -> ControlLoop:
+        """Return the loop that the parameters describe."""
+        parameter = self._node.declare_parameter
+        return ControlLoop(
+            client,
+            executor,
+            camera=parameter("camera", "static").value,
+            max_image_age_seconds=parameter("max_image_age_seconds", 0.5).value,
+            n_action_steps=parameter("n_action_steps", 0).value or None,
+        )
+
+    def on_image(self, loop: ControlLoop, message: Any) -> None:
+        """Hand an image to the loop."""
+        try:
+            image = read_compressed_image(message) if self.is_compressed else read_image(message)
+            loop.set_image(image, stamp_seconds(message))
+        except InputError as error:  # the image before grows stale, and the robot stops
+            self._node.get_logger().error(str(error), throttle_duration_sec=LOG_SECONDS)
+
+    def tick(self, loop: ControlLoop) -> None:
+        """Publish the loop's command of this moment."""
+        command = None
+        try:
+            command = loop.command(self._node.get_clock().now().nanoseconds * 1e-9)
+        except InputError as error:
+            self._node.get_logger().error(str(error), throttle_duration_sec=LOG_SECONDS)
+        if loop.waits_for:
+            self._node.get_logger().info(f"waits for {loop.waits_for}", throttle_duration_sec=LOG_SECONDS)
+        self.publish(command)
+
+    def publish(self, command: NDArray[np.float64] | None) -> None:
+        """Publish a command, or a zero twist for None."""
+        linear, angular = velocities(command, control_hz=self.control_hz, units=self._units)
+        message = self._twist_message()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.frame_id = self._frame_id
+        for part, numbers in ((message.twist.linear, linear), (message.twist.angular, angular)):
+            part.x, part.y, part.z = numbers
+        self._twists.publish(message)
+        if command is not None:
+            self._grippers.publish(self._gripper_message(data=float(command[GRIPPER_INDEX])))
+
+
 def main() -> None:
     """Run the node until it is stopped or the server is gone; either way the last message is a zero twist."""
     with orderly("ros2_node"):
@@ -116,71 +193,20 @@ def run() -> None:
     # ROS's handler would end communication before the last message.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("vw2_policy")
-
-    def parameter(name: str, default: Any) -> Any:
-        return node.declare_parameter(name, default).value
-
-    control_hz = float(parameter("control_hz", 30.0))
-    frame_id = str(parameter("frame_id", "base_link"))
-    is_compressed = bool(parameter("compressed", False))
-    units = MetricUnits(
-        position_m=parameter("position_m", POSITION_UNIT_M), rotation_rad=parameter("rotation_rad", ROTATION_UNIT_RAD)
-    )
-    twists = node.create_publisher(TwistStamped, "twist", 1)
-    grippers = node.create_publisher(Float64, "gripper", 1)
-
-    def publish(command: NDArray[np.float64] | None) -> None:
-        linear, angular = velocities(command, control_hz=control_hz, units=units)
-        message = TwistStamped()
-        message.header.stamp = node.get_clock().now().to_msg()
-        message.header.frame_id = frame_id
-        for part, numbers in ((message.twist.linear, linear), (message.twist.angular, angular)):
-            part.x, part.y, part.z = numbers
-        twists.publish(message)
-        if command is not None:
-            grippers.publish(Float64(data=float(command[GRIPPER_INDEX])))
-
-    def on_image(message: Any) -> None:
-        try:
-            image = read_compressed_image(message) if is_compressed else read_image(message)
-            loop.set_image(image, stamp_seconds(message))
-        except InputError as error:  # the image before grows stale, and the robot stops
-            node.get_logger().error(str(error), throttle_duration_sec=LOG_SECONDS)
-
-    def tick() -> None:
-        command = None
-        try:
-            command = loop.command(node.get_clock().now().nanoseconds * 1e-9)
-        except InputError as error:
-            node.get_logger().error(str(error), throttle_duration_sec=LOG_SECONDS)
-        if loop.waits_for:
-            node.get_logger().info(f"waits for {loop.waits_for}", throttle_duration_sec=LOG_SECONDS)
-        publish(command)
-
-    client = PolicyClient(
-        parameter("server", "ws://127.0.0.1:8000"),
-        None,
-        api_key=parameter("api_key", "") or None,
-        answer_seconds=parameter("answer_seconds", 10.0),
-    )
+    policy_node = PolicyNode(node, TwistStamped, Float64)
+    client = policy_node.open_client()
     try:
         with client, ThreadPoolExecutor(1) as executor:
-            loop = ControlLoop(
-                client,
-                executor,
-                camera=parameter("camera", "static"),
-                max_image_age_seconds=parameter("max_image_age_seconds", 0.5),
-                n_action_steps=parameter("n_action_steps", 0) or None,
-            )
-            node.create_subscription(
-                CompressedImage if is_compressed else RawImage, "image", on_image, qos_profile_sensor_data
-            )
+            loop = policy_node.make_loop(client, executor)
+            image_message = CompressedImage if policy_node.is_compressed else RawImage
+            on_image = partial(policy_node.on_image, loop)
+            node.create_subscription(image_message, "image", on_image, qos_profile_sensor_data)
             node.create_subscription(String, "instruction", lambda message: loop.set_instruction(message.data), 1)
-            node.create_timer(1 / control_hz, tick)
+            node.create_timer(1 / policy_node.control_hz, partial(policy_node.tick, loop))
             try:
                 rclpy.spin(node)
             finally:
-                publish(None)
+                policy_node.publish(None)
     finally:
         node.destroy_node()
         rclpy.try_shutdown()

@@ -1,8 +1,9 @@
 """Normal ranges of training metrics: where the reference runs of `model=tiny` were after as many steps.
 
-`normal_ranges.json` beside this file is written by `benchmarks/results/normal_ranges.py` from the logs of those runs. A
-range belongs to a metric and to a step of a phase of training. Loss values depend on the data, and the reference runs
-saw video of the built-in simulator, so a range answers "does this look as it should?" and not "is it good?".
+`normal_ranges.json` beside this file is written by `benchmarks/results/normal_ranges.py` from the logs of those runs;
+its `made_with` states the command and the runs, as far as they are known. A range belongs to a metric and to a step of
+a phase of training. Loss values depend on the data, and the reference runs saw video of the built-in simulator, so a
+range answers "does this look as it should?" and not "is it good?".
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from vw2_robot.command_line.preflight import check_before_work, named_paths
 from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
 from vw2_robot.limits import ExistingPath
+from vw2_robot.rollouts.config import RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def test_what_is_named_must_be_there(tmp_path: Path) -> None:
         check_before_work(Root(str(tmp_path), Model(str(tmp_path / "gone"))))
     with pytest.raises(InputError, match=r"hardware\.device=cuda:99"):
         check_before_work(Root(str(tmp_path), hardware=Hardware("cuda:99")))
+    with pytest.raises(InputError, match=r"device=cuda:99, but torch .* sees"):
+        check_before_work(RolloutConfig("random", {"_target_": "x"}, str(tmp_path), device="cuda:99"))
 
 
 def test_an_output_folder_needs_permission_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

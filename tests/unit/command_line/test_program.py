@@ -46,8 +46,10 @@ def test_overrides_reach_the_dataclass(call):
 
 def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
     seen = []
-    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "++train_vdm.train_steps=7")
-    assert call(seen.append, *words) == (0, "")
+    words = (
+        "run_dir=x data.path=y train_dldm.ema=0.5 +policy.text_limit=9 +seed=3 +model=tiny ++train_vdm.train_steps=7"
+    )
+    assert call(seen.append, *words.split()) == (0, "")
     assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.train_steps) == (0.5, 9, 7)
 
 
@@ -76,6 +78,8 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "model=huge"], ["there is no model called huge", "tiny"]),
         (["--run_dir", "x", "--model", "tinny"], ["model=tinny", "nearest: tiny"]),
         (["--run_dir", "x", "--sed", "1"], ["there is no key sed; nearest: seed"]),
+        (["run_dir=${sed}"], ["Interpolation key 'sed' not found; give run_dir=..."]),
+        (["run_dir=x", "~sed"], ["~sed: there is no key sed; nearest: seed"]),
         (["run_dir"], ["'run_dir' belongs to no key; write key=value"]),
         (
             ["run_dir=x", "train_dldm.perceptual_weights=no/folder"],
@@ -92,6 +96,7 @@ def test_a_wrong_command_line_is_one_message_and_status_1(call, overrides, words
     status, error = call(never, *overrides)
     assert status == 1
     assert "Traceback" not in error
+    assert "HYDRA_FULL_ERROR" not in error
     for word in words:
         assert word in error
 
@@ -121,15 +126,16 @@ def test_an_error_for_a_person_leaves_without_a_traceback(call):
     def run(config):
         raise InputError("the drawer is closed")
 
-    text = "pretrain: error: the drawer is closed\nSet HYDRA_FULL_ERROR=1 for a full stack trace.\n"
-    assert call(run, "run_dir=x") == (1, text)
+    assert call(run, "run_dir=x") == (1, "pretrain: error: the drawer is closed\n")
 
 
 def test_a_limit_of_the_machine_needs_no_file_to_be_told(call):
     def run(config):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    assert "Too many open files; this process may open more" in call(run, "run_dir=x")[1]
+    first, last = call(run, "run_dir=x")[1].splitlines()
+    assert "Too many open files; this process may open more" in first
+    assert last == "Set HYDRA_FULL_ERROR=1 for a full stack trace."
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), FileNotFoundError(errno.ENOENT, "ours")])
@@ -140,6 +146,7 @@ def test_a_bug_keeps_its_traceback(call, error):
     status, text = call(run, "run_dir=x")
     assert status == 1
     assert "Traceback" in text
+    assert "HYDRA_FULL_ERROR" in text
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):

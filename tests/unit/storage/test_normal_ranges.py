@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from vw2_robot.storage import normal_ranges as module
+from vw2_robot.storage.files import sha256_of
 from vw2_robot.storage.normal_ranges import flat_settings, main_metric, normal_ranges, phases_of, range_at
 
+REPO = Path(__file__).resolve().parents[3]
 CURVE = {"steps": [10, 20], "low": [1.0, 0.5], "high": [3.0, 2.5]}
 REFERENCE = {
     "runs": 4,
@@ -65,3 +68,30 @@ def test_the_ranges_of_the_package_hold_for_its_smallest_model(monkeypatch):
                 assert len(curve["steps"]) == len(curve["low"]) == len(curve["high"]) > 1
                 assert all(low < high for low, high in zip(curve["low"], curve["high"], strict=True))
     assert len(json.dumps(module._references())) < 40_000
+
+
+def test_ranges_state_the_runs_they_are_made_of(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(REPO))  # benchmarks are not part of the package
+    from benchmarks.results import normal_ranges as program
+
+    for seed in range(3):
+        stage = tmp_path / f"seed_{seed}" / "dldm"
+        stage.mkdir(parents=True)
+        lines = [json.dumps({"step": step, "dldm/loss": 1 + (step + seed) % 3}) for step in range(1, 20)]
+        (stage / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        (stage / "config.yaml").write_text(f"seed: {seed}\ndldm: {{queries: 4}}\n")
+    runs = [str(tmp_path / f"seed_{seed}") for seed in range(3)]
+    monkeypatch.setattr("sys.argv", ["", "--of", "three runs", "--out", str(tmp_path / "ranges.json"), *runs])
+    program.main()
+    content = json.loads((tmp_path / "ranges.json").read_text())
+    assert "--of 'three runs'" in content["made_with"]["command"]
+    first = content["made_with"]["runs"]["dldm"][0]
+    assert (first["run"], first["seed"], first["last_step"]) == ("seed_0/dldm", 0, 19)
+    assert first["metrics_sha256"] == sha256_of(tmp_path / "seed_0" / "dldm" / "metrics.jsonl")
+    assert content["stages"]["dldm"]["settings"] == {"dldm.queries": 4}
+
+
+def test_the_file_of_the_package_names_its_runs_or_says_that_they_are_not_known():
+    made_with = json.loads((REPO / "vw2_robot" / "storage" / module.FILE).read_text())["made_with"]
+    assert made_with["command"].startswith("python -m benchmarks.results.normal_ranges --of ")
+    assert made_with["runs"] or "not archived" in made_with["note"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class PickledOpenXSource:
         image_key: str | None = None,
         hz: float | None = None,
         name: str | None = None,
+        files: Sequence[str] | None = None,
     ) -> None:
         """List the files; none is opened.
 
@@ -50,6 +51,7 @@ class PickledOpenXSource:
             image_key: which image of the observation; overrides the table.
             hz: frames per second; overrides the table.
             name: of the source; that of the folder if None.
+            files: names in the folder to read, in order, instead of all.
 
         Raises:
             InputError: there is no such folder, it holds no pickle, or the frame rate is not known.
@@ -58,8 +60,11 @@ class PickledOpenXSource:
         if not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; expected one data set, a pickle per episode")
         self.name = name or self.path.resolve().name
-        found = (file for file in files_below(self.path) if file.suffix in PICKLE_ENDINGS)
-        self._files = sorted(found, key=lambda file: name_below(self.path, file))
+        if files is None:
+            found = (file for file in files_below(self.path) if file.suffix in PICKLE_ENDINGS)
+            self._files = sorted(found, key=lambda file: name_below(self.path, file))
+        else:
+            self._files = [self.path / file for file in files]
         if not self._files:
             raise InputError(f"{self.path} holds no {' or '.join(PICKLE_ENDINGS)} file; unpack the archives first")
         # The name of the folder is the name of the data set, which gives rate and image.

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from vw2_robot.errors import InputError, require
-from vw2_robot.llvm_conflicts import import_triton_first, own_symbols_first
+from vw2_robot.llvm_conflicts import import_triton_first, local_symbols_first
 from vw2_robot.storage.files import read_json, verify
 
 from ..step_names import OBSERVATION, STEPS
@@ -48,7 +48,7 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Return the modules tensorflow and tensorflow_datasets, imported without log messages and without a GPU."""
     tfds = _load_tfds()
     prepare_tensorflow()
-    with own_symbols_first():
+    with local_symbols_first():
         tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # TensorFlow warns that its reader of record files is deprecated

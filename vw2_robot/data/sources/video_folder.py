@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,14 @@ class VideoEntry:
 class VideoFolderSource:
     """An `EpisodeSource` whose parts are videos; segments after the first are called `<file>#<first frame>`."""
 
-    def __init__(self, path: str | os.PathLike[str], *, hz: float | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        hz: float | None = None,
+        name: str | None = None,
+        files: Sequence[str] | None = None,
+    ) -> None:
         """List the videos and read their captions; no video is opened.
 
         Args:
@@ -54,6 +61,7 @@ class VideoFolderSource:
             hz: frames per second, for videos that do not play in real time; overrides captions and files. Frames are
                 then taken in order, and their times are ignored.
             name: of the source; that of the folder if None.
+            files: names in the folder to read, in order, instead of all; captions are not looked for then.
 
         Raises:
             InputError: there is no such folder, it holds no video, or a table of captions is damaged or names missing
@@ -66,7 +74,7 @@ class VideoFolderSource:
             raise InputError(f"{self.path} is not a folder; expected a folder of videos ({', '.join(VIDEO_ENDINGS)})")
         self.name = name or self.path.resolve().name
         self._hz = hz
-        self.videos = _find_videos(self.path)
+        self.videos = _find_videos(self.path) if files is None else tuple(map(VideoEntry, files))
 
     def parts(self) -> list[Part]:
         """Return one part per video, by name; the number of segments is known if a caption has the number of frames."""

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..dense import Dense, dense
-from ..precision import at_least_float32
-from .code_attention import CodeAttention, Codes
+from .code_attention import CodeAttention, Codes, code_attention
 from .config import DLDMConfig, LevelConfig, StemConfig
+from .frame_norm import FrameNorm
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -140,76 +140,6 @@ class FactorizedConv(nn.Sequential):
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__(CausalConv3d(width_in, width_out, (1, 3, 3)), CausalConv3d(width_out, width_out, (3, 1, 1)))
-
-
-def _normalized(x: Float[Tensor, "N C H W"], weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Return the images in float32 or wider and dense, their group norm with one group, its means and scales."""
-    batch, channels, height, width = x.shape
-    # The functions below read memory as it lies: channels-last or plain, on a GPU plain.
-    strides = (channels * height * width, 1, width * channels, channels)
-    is_last = x.device.type == "cpu" and x.stride() == strides
-    wide = at_least_float32(x).contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    found = torch.native_group_norm(
-        wide, weight.to(wide.dtype), bias.to(wide.dtype), batch, channels, height * width, 1, eps
-    )
-    return wide, *found
-
-
-class _Norm(torch.autograd.Function):
-    """Group norm with one group (and SiLU), in float32 or wider; of a narrow input nothing else is kept.
-
-    Autocast would keep two float32 copies, of the norm's input and of SiLU's. And of a channels-last norm whose input
-    needs no gradient torch's own backward pass crashes the process; here all gradients are computed.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Float[Tensor, "N C H W"], weight: Tensor, bias: Tensor, eps: float, silu: bool
-    ) -> Float[Tensor, "N C H W"]:
-        """Normalize each image of the batch, and round the result to the input's precision."""
-        wide, y, mean, rstd = _normalized(x, weight, bias, eps)
-        kept = (x,) if wide.dtype != x.dtype else (wide, y, mean, rstd)
-        ctx.save_for_backward(weight, bias, *kept)
-        ctx.options = (eps, silu)
-        return (F.silu(y) if silu else y).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Float[Tensor, "N C H W"]) -> tuple[Tensor | None, ...]:
-        """Return the gradients of images, weight and bias."""
-        weight, bias, x, *rest = ctx.saved_tensors
-        eps, silu = ctx.options
-        wide, y, mean, rstd = (x, *rest) if rest else _normalized(x, weight, bias, eps)
-        is_last = wide.stride(1) == 1 and wide.stride(3) != 1
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        grad = at_least_float32(grad).contiguous(memory_format=layout)
-        if silu:
-            grad = torch.ops.aten.silu_backward(grad, y)
-        batch, channels, height, width = x.shape
-        size = (batch, channels, height * width, 1)
-        weight_wide = weight.to(wide.dtype)
-        gradients = torch.ops.aten.native_group_norm_backward(grad, wide, mean, rstd, weight_wide, *size, [True] * 3)
-        narrow = (g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True))
-        return (*narrow, None, None)
-
-
-class FrameNorm(nn.Module):
-    """Group norm with one group, separately for every frame: statistics never cross time. Optionally with SiLU.
-
-    Statistics are in float32 or wider; the output has the input's precision, also under autocast.
-    """
-
-    def __init__(self, width: int, *, silu: bool = False) -> None:
-        super().__init__()
-        self.silu = silu
-        self.norm = nn.GroupNorm(1, width, eps=1e-6)
-
-    def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C H W"]:
-        """Normalize each frame over channels and space."""
-        norm = self.norm
-        y: Tensor = _Norm.apply(  # type: ignore[no-untyped-call]
-            x.flatten(0, 1), norm.weight, norm.bias, norm.eps, self.silu
-        )
-        return y.unflatten(0, x.shape[:2])
 
 
 class ResidualBlock(nn.Module):
@@ -377,6 +307,13 @@ def compile_in_place(blocks: Iterable[nn.Module]) -> None:
         block.compile(fullgraph=True, dynamic=False)
 
 
+def _end_convolution(stem: StemConfig, width_in: int, width_out: int) -> FactorizedConv | CausalConv3d:
+    """Return the convolution between patches and the trunk, the first of the encoder or the last of the decoder."""
+    if stem.factorized:
+        return FactorizedConv(width_in, width_out)
+    return CausalConv3d(width_in, width_out, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
+
+
 class CausalEncoder(nn.Module):
     """The encoder: clip -> features of the last level's width, one step for frame 0 and one per `stride` frames."""
 
@@ -385,8 +322,8 @@ class CausalEncoder(nn.Module):
     def __init__(self, stem: StemConfig, levels: Sequence[LevelConfig]) -> None:
         super().__init__()
         self.patcher = Patcher(stem)
-        width = levels[0].width
-        self.stem = CausalConv3d(self.patcher.channels, width, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
+        width = stem.width or levels[0].width
+        self.stem = _end_convolution(stem, self.patcher.channels, width)
         body: list[nn.Module] = []
         for level in levels:
             for _ in range(level.blocks):
@@ -431,17 +368,19 @@ class CausalDecoder(nn.Module):
         for number, level in reversed(list(enumerate(config.levels))):
             # The encoder down-samples after a level's blocks, so the decoder up-samples before them.
             if level.downsample_time or level.downsample_space:
-                body.append(Upsample(width, level.width, time=level.downsample_time, space=level.downsample_space))
-                width = level.width
+                # As released, the first block after it changes the width.
+                above = width if config.released_decoder else level.width
+                body.append(Upsample(width, above, time=level.downsample_time, space=level.downsample_space))
+                width = above
             for _ in range(level.blocks + config.decoder_extra_blocks):
                 body.append(ResidualBlock(width, level.width))
                 width = level.width
                 if number >= attending:
-                    body.append(CodeAttention(width, context=context, heads=config.qformer.heads))
+                    body.append(code_attention(config, width, context=context))
                 if level.attention:
                     body += [FrameAttention(width, axis="space"), FrameAttention(width, axis="time")]
         self.body = nn.Sequential(*body, FrameNorm(width, silu=True))
-        self.head = CausalConv3d(width, self.patcher.channels, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
+        self.head = _end_convolution(stem, width, self.patcher.channels)
 
     def compile_blocks(self) -> None:
         """Compile the blocks in place, the last norm included."""

@@ -17,6 +17,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .config import DLDMConfig
+from .frame_norm import FrameNorm
 from .qformer import CrossAttention
 
 
@@ -67,18 +69,35 @@ class CodeAttention(nn.Module):
         width: C, of the features.
         context: Z, of the codes.
         heads: of the attention.
+        by_frame: normalize each frame as a whole, as released, and not each of its places.
     """
 
-    def __init__(self, width: int, *, context: int, heads: int) -> None:
+    def __init__(self, width: int, *, context: int, heads: int, by_frame: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = FrameNorm(width) if by_frame else nn.LayerNorm(width)
         self.cross = CrossAttention(width, inner=width, heads=heads, context=context)
 
     def forward(self, x: Float[Tensor, "B K C h w"], codes: Codes) -> Float[Tensor, "B K C h w"]:
         """Return the features with what they read; those of frame 0 as they are."""
         rows = rearrange(x, "b k c h w -> b k h w c")  # as it lies in memory
         frames = rows[:, 1:]
-        tokens = rearrange(frames, "b (m r) h w c -> b m (r h w) c", m=len(codes.seen))
-        read = attend(self.cross, self.norm(tokens), codes).reshape(frames.shape)
+        if isinstance(self.norm, FrameNorm):
+            normed = rearrange(self.norm(x[:, 1:]), "b k c h w -> b k h w c")
+        else:
+            normed = self.norm(frames)
+        tokens = rearrange(normed, "b (m r) h w c -> b m (r h w) c", m=len(codes.seen))
+        read = attend(self.cross, tokens, codes).reshape(frames.shape)
         rows = torch.cat([rows[:, :1], frames + read.to(x.dtype)], dim=1)
         return rearrange(rows, "b k h w c -> b k c h w")
+
+
+def code_attention(config: DLDMConfig, width: int, *, context: int) -> CodeAttention:
+    """Return the block of a decoder.
+
+    Args:
+        config: of the dLDM.
+        width: C, of the features.
+        context: Z, of the codes.
+    """
+    released = config.released_decoder
+    return CodeAttention(width, context=context, heads=1 if released else config.qformer.heads, by_frame=released)

@@ -9,30 +9,28 @@ never sees a code, and no frame a code of a later step.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..dense import Dense
-from .causal_video import CausalDecoder, FrameAttention, ResidualBlock
-from .code_attention import Codes, attend, visible_codes
+from .causal_video import CausalConv3d, CausalDecoder, FactorizedConv, FrameAttention, ResidualBlock
+from .code_attention import Codes, attend, code_attention, visible_codes
 from .config import DLDMConfig
 from .frame_warp import FrameWarp
 from .qformer import CrossAttention
 
 
-class TokenConvolution(nn.Module):
-    """A causal convolution along the flat row of codes: each code with its two predecessors, the first one repeated."""
+class TokenConvolution(FactorizedConv):
+    """A causal convolution along the flat row of codes: each code with its two predecessors, the first one repeated.
 
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(width_in, width_out, 3)
+    The row is a clip of one pixel, as released: of the spatial kernel only the center is used.
+    """
 
     def forward(self, z: Float[Tensor, "B M N Z"]) -> Float[Tensor, "B M N C"]:
         """Return the mixed codes; the flat row is step-major, slot-minor."""
-        flat = F.pad(rearrange(z, "b m n z -> b z (m n)"), (2, 0), mode="replicate")
-        return rearrange(self.conv(flat), "b c (m n) -> b m n c", n=z.shape[2])
+        row: Tensor = super().forward(rearrange(z, "b m n z -> b (m n) z 1 1"))  # type: ignore[no-untyped-call]
+        return rearrange(row, "b (m n) c 1 1 -> b m n c", n=z.shape[2])
 
 
 class CodeDecoder(nn.Module):
@@ -44,13 +42,17 @@ class CodeDecoder(nn.Module):
         width = config.levels[-1].width
         mix = nn.Linear if config.post_quant == "linear" else TokenConvolution
         self.post_quant = nn.Sequential(nn.Linear(config.code_dims, config.z_channels), mix(config.z_channels, width))
-        self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
-        self.step = nn.Parameter(torch.randn(config.latent_steps, width) * 0.02)
-        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
+        if not config.released_decoder:
+            self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
+            self.step = nn.Parameter(torch.randn(config.latent_steps, width) * 0.02)
+            self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
         self.block_in = ResidualBlock(width, width)
-        self.norm = nn.LayerNorm(width)
-        self.cross = CrossAttention(width, inner=width, heads=config.qformer.heads)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), Dense(width, 2 * width), nn.GELU(), Dense(2 * width, width))
+        if config.released_decoder:
+            self.attention = code_attention(config, width, context=width)
+        else:
+            self.norm = nn.LayerNorm(width)
+            self.cross = CrossAttention(width, inner=width, heads=config.qformer.heads)
+            self.mlp = nn.Sequential(nn.LayerNorm(width), Dense(width, 2 * width), nn.GELU(), Dense(2 * width, width))
         self.space = FrameAttention(width, axis="space")
         self.time = FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)
@@ -58,6 +60,7 @@ class CodeDecoder(nn.Module):
         self.warp: FrameWarp | None = None
         if config.output == "warp":
             self.warp = FrameWarp(config.levels[0].width, config.stem.temporal_patch_size)
+            assert isinstance(self.up.head, CausalConv3d)
             nn.init.zeros_(self.up.head.weight)  # a still image to begin with, so that motion is learned first
 
     def forward(
@@ -89,18 +92,14 @@ class CodeDecoder(nn.Module):
         h = self.block_in(anchor[:, None]).expand(-1, latent_steps + 1, -1, -1, -1)
         seen: Codes | None = None
         if latent_steps:
-            # 2. Codes become keys and values, with their step and slot.
-            z = self.post_quant(codes) + self.step[:latent_steps, None] + self.slot
+            # 2. Codes become keys and values, with their step and slot where the decoder has embeddings.
+            z = self.post_quant(codes)
+            if not self.config.released_decoder:
+                z = z + self.step[:latent_steps, None] + self.slot
             mask = visible_codes(latent_steps, queries, visibility=self.config.code_visibility, device=z.device)
             seen = Codes(rearrange(z, "b m n c -> b (m n) c"), mask)
-            # 3. The tokens of steps 1 .. M are queries; all steps in one call, causality by the mask.
-            rows = rearrange(h, "b k c h w -> b k h w c")  # as it lies in memory
-            tokens = rows[:, 1:].flatten(2, 3) + (self.step[:latent_steps, None] + self.position)
-            tokens = tokens + attend(self.cross, self.norm(tokens), seen)
-            tokens = tokens + self.mlp(tokens)
-            moved = rearrange(tokens, "b m (h w) c -> b m h w c", h=h.shape[-2])
-            rows = torch.cat([rows[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
-            h = rearrange(rows, "b k h w c -> b k c h w")
+            # 3. The places of steps 1 .. M read the codes that the mask shows them.
+            h = self.attention(h, seen) if self.config.released_decoder else self._read(h, seen)
         # 4. Mix in space, then along the past, and up-sample to pixels; blocks may attend to the codes again.
         h = self.block_out(self.time(self.space(h)))
         features = self.up.features(h, seen)
@@ -108,3 +107,13 @@ class CodeDecoder(nn.Module):
         if self.warp is not None:
             return x + self.warp(features, first_frame)
         return x + first_frame[:, None] if self.config.output == "change" else x
+
+    def _read(self, h: Float[Tensor, "B K C h w"], codes: Codes) -> Float[Tensor, "B K C h w"]:
+        """Return the features after attention and an MLP; all steps in one call, frame 0 as it is."""
+        rows = rearrange(h, "b k c h w -> b k h w c")  # as it lies in memory
+        tokens = rows[:, 1:].flatten(2, 3) + (self.step[: len(codes.seen), None] + self.position)
+        tokens = tokens + attend(self.cross, self.norm(tokens), codes)
+        tokens = tokens + self.mlp(tokens)
+        moved = rearrange(tokens, "b m (h w) c -> b m h w c", h=h.shape[-2])
+        rows = torch.cat([rows[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
+        return rearrange(rows, "b k h w c -> b k c h w")

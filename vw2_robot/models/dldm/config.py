@@ -8,7 +8,7 @@ its tables, of the release, and of the predecessor LAPA.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vw2_robot.limits import Count
@@ -26,6 +26,10 @@ class StemConfig:
     """side of the square of pixels that becomes one place of the feature map"""
     spatial_kernel_size: int = 3
     """side of the convolution between channels and the first width (and back); 1 saves most of a tiny model's time"""
+    width: Count | None = None
+    """channels of the encoder before its first level; null: those of that level (release: 128)"""
+    factorized: bool = False
+    """both convolutions between patches and trunk are a spatial and a temporal one, each of length 3 (release)"""
 
     def __post_init__(self) -> None:
         for name, size in (
@@ -36,6 +40,8 @@ class StemConfig:
                 raise ValueError(f"stem.{name} must be a power of two, found {size}")
         if self.spatial_kernel_size % 2 == 0:
             raise ValueError(f"stem.spatial_kernel_size must be odd, found {self.spatial_kernel_size}")
+        if self.factorized and self.spatial_kernel_size != 3:
+            raise ValueError(f"stem.factorized=true has a kernel of side 3, found {self.spatial_kernel_size}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,10 @@ class DLDMConfig:
     block of the lowest resolution (release); every: also each block of every resolution (Algorithm 1)"""
     decoder_extra_blocks: int = 0
     """residual blocks that a level of the decoder has beyond those of the encoder's (release: 1)"""
+    released_decoder: bool = False
+    """the decoder's blocks as released, so that the published weights fit (docs/import.md): attention to codes has
+    one head and a norm over each frame, without embeddings or an MLP; the first block of a level changes the width; and
+    `levels.attention` is the decoder's alone"""
     output: Literal["pixels", "change", "warp"] = "pixels"
     """aids.decoder_output: what the decoder predicts: the pixels themselves (paper); their change from the first frame;
     or a flow field that moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
@@ -142,6 +152,8 @@ class DLDMConfig:
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if self.fixed_codes is not None and (self.quantizer, self.gap) != ("fsq", 1):
             raise ValueError(f"dldm.fixed_codes={self.fixed_codes} needs dldm.quantizer=fsq and dldm.gap=1")
+        if self.stem.factorized and self.output == "warp":
+            raise ValueError("dldm.output=warp begins with a last convolution of zeros: set dldm.stem.factorized=false")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
         if self.decoder_extra_blocks < 0:
@@ -166,6 +178,13 @@ class DLDMConfig:
     def attending_levels(self) -> tuple[LevelConfig, ...]:
         """Return the levels whose blocks attend to codes in the decoder."""
         return {"middle": (), "lowest": self.levels[-1:], "every": self.levels}[self.code_attention]
+
+    @property
+    def encoder_levels(self) -> tuple[LevelConfig, ...]:
+        """Return the levels as the encoder has them."""
+        if not self.released_decoder:
+            return self.levels
+        return tuple(replace(level, attention=False) for level in self.levels)
 
     @property
     def temporal_stride(self) -> int:

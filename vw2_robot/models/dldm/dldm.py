@@ -120,7 +120,7 @@ class DLDM(nn.Module):
         self.config = config
         width = config.levels[-1].width
         dims = config.code_dims
-        self.encoder = CausalEncoder(config.stem, config.levels)
+        self.encoder = CausalEncoder(config.stem, config.encoder_levels)
         self.qformer = QFormer(config)
         self.pre_quant: nn.Sequential
         if config.z_norm == "none":

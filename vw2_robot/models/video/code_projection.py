@@ -1,7 +1,8 @@
 """The projection of codes to context tokens of the video diffusion model, and the masks of its cross-attention.
 
 Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in place of the text. Table A.2 of the
-paper compares the MLP alone (`layers=0`) with causal self-attention.
+paper compares the MLP alone (`layers=0`) with causal self-attention; the published weights have neither, but a
+convolution (`CodeConnector`).
 """
 
 # B batch · M latent steps · N codes per step · L code dimensions · S = 1 + M*N keys (null token first)
@@ -9,9 +10,12 @@ paper compares the MLP alone (`layers=0`) with causal self-attention.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from ..dldm.causal_video import ResidualBlock
 
 
 class CodeProjection(nn.Module):
@@ -55,6 +59,42 @@ class CodeProjection(nn.Module):
             tokens = layer(tokens, src_mask=hidden)
         out: Tensor = self.widen(self.norm(tokens))
         return out
+
+
+class CodeConnector(nn.Module):
+    """The released projection: a causal residual block along the flat row of codes, padded with zeros.
+
+    A key of zeros has the logit 0 and the value 0: attention that finds nothing in the codes goes there.
+
+    Args:
+        fsq_dims: L.
+        lifted: channels of a code before the block; its weights are also the first of the dLDM's decoder.
+        width: D.
+        tokens: S, keys with those of zeros.
+    """
+
+    null: Tensor
+
+    def __init__(self, *, fsq_dims: int, lifted: int, width: int, tokens: int) -> None:
+        super().__init__()
+        self.lift = nn.Linear(fsq_dims, lifted)
+        self.block = ResidualBlock(lifted, width)
+        # In place of the codes where they are dropped; the release has the embedding of a negative prompt there.
+        self.register_buffer("null", torch.zeros(tokens, width))
+
+    def forward(
+        self, codes: Float[Tensor, "B M N L"], keep: Bool[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B S D"]:
+        """Return context tokens; samples with False in `keep` get the null context.
+
+        Raises:
+            ValueError: there are more codes than tokens.
+        """
+        row = self.block(rearrange(self.lift(codes), "b m n z -> b (m n) z 1 1"))[..., 0, 0]
+        if row.shape[1] > len(self.null):
+            raise ValueError(f"vdm.context_tokens={len(self.null)} has no room for {row.shape[1]} codes")
+        context = F.pad(row, (0, 0, 0, len(self.null) - row.shape[1]))
+        return context if keep is None else torch.where(keep[:, None, None], context, self.null.to(context.dtype))
 
 
 def key_steps(latent_steps: int, queries: int, device: torch.device) -> Tensor:

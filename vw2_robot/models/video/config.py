@@ -112,8 +112,14 @@ class VDMConfig:
     weights are kept for stock diffusers and never learn; null: there is none"""
     context_width: Count = 64
     """D, width of the context that the transformer reads (1024 for Cosmos-Predict2, 4096 for Wan)"""
+    projection: Literal["attention", "convolution"] = "attention"
+    """how codes become context. attention: an MLP and causal self-attention, a null token in front (paper);
+    convolution (cosmos): the released residual block along the row of codes, padded with zeros to `context_tokens`"""
     projection_width: Count | None = None
-    """width inside the code projection; null: context_width"""
+    """attention: width inside the code projection; null: context_width. convolution: channels of a code before the
+    block; must be given"""
+    context_tokens: Count = 512
+    """convolution: keys of the cross-attention, those of zeros among them"""
     projection_layers: int = 1
     """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
     projection_head_dim: Count = 64
@@ -141,10 +147,11 @@ class VDMConfig:
     still_control: bool = False
     """aids.still_control: without a control video (prior, reader, `control_dropout`) the control branch gets frame 0
     repeated; off: it is left out there"""
-    control: Literal["light", "full", "none"] = "light"
-    """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
+    control: Literal["light", "full", "released", "none"] = "light"
+    """light: an MLP on the coarse clip; full: copies of the first blocks; released: those with embedders of their own
+    and 129 channels of control video, so that the published weights fit (docs/import.md)"""
     control_layers: int = 0
-    """blocks that get a residual of the branch; 0: all (light), 3 (full)"""
+    """blocks that get a residual of the branch; 0: all (light), 3 (full, released)"""
     control_width: Count = 64
     """width inside the light branch"""
     code_dropout: float = 0.0
@@ -189,9 +196,24 @@ class VDMConfig:
                 f"vdm.warp={self.warp}, vdm.padding_channel={self.padding_channel} and "
                 f"vdm.text_projection={self.text_projection}"
             )
+        if self.family == "wan" and (self.projection == "convolution" or self.control == "released"):
+            raise ValueError(
+                "vdm.projection=convolution and vdm.control=released are for published weights of vdm.family=cosmos, "
+                f"found family=wan, projection={self.projection} and control={self.control}"
+            )
+        if self.projection == "convolution" and self.projection_width is None:
+            raise ValueError(
+                "vdm.projection=convolution needs vdm.projection_width, the channels of a code before the block; the "
+                "published weights have 256"
+            )
         if len(self.rope_scale) != 3:
             raise ValueError(f"vdm.rope_scale needs three numbers (time, height, width), found {self.rope_scale}")
-        if not 0 <= self.control_layers <= self.layers or (self.control == "full" and self.controlled > self.layers):
+        if self.projection == "convolution" and self.code_visibility != "none":
+            raise ValueError(
+                "vdm.projection=convolution gives every frame all codes, so vdm.code_visibility must be none, found "
+                f"{self.code_visibility}"
+            )
+        if not 0 <= self.control_layers <= self.layers or self.controlled > self.layers:
             raise ValueError(
                 f"vdm.control_layers must lie in 0 .. vdm.layers = {self.layers}, found {self.control_layers} "
                 f"({self.controlled} with vdm.control={self.control})"
@@ -214,7 +236,7 @@ class VDMConfig:
     @property
     def controlled(self) -> int:
         """Return how many blocks get a residual of the control branch."""
-        return self.control_layers or {"light": self.layers, "full": 3, "none": 0}[self.control]
+        return self.control_layers or {"light": self.layers, "full": 3, "released": 3, "none": 0}[self.control]
 
 
 class Geometry(NamedTuple):

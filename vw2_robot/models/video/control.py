@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from .cosmos import blocks_of, plain_state
 # Of the released branch: the weight of its residuals, and the widths between control patches and transformer.
 FULL_WEIGHT = 0.5
 FULL_CONTROL_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
+RELEASED_CHANNELS = 129
+"""16 of the latents, zeros, and one that would mark padding"""
 
 
 class LightControl(nn.Module):
@@ -47,21 +50,42 @@ class LightControl(nn.Module):
 class FullControl(nn.Module):
     """Copies of the first blocks, run on the noisy clip with the same times and codes; control enters after the first.
 
-    Patch embedding, time embedding and rotary positions are the transformer's. Differs from the release, which pads the
-    16 channels of the control video with zeros to 128: weights on zeros never learn, so they are left out here.
+    Patch embedding, time embedding and rotary positions are the transformer's, but for `released`.
+
+    Args:
+        transformer: is copied from.
+        channels: C.
+        width: W.
+        blocks: how many are copied.
+        released: as the published weights: copies of both embeddings, and further channels of zeros for the control
+            video. Their last layer, which nothing reads, is kept in `unread` for those who write them back.
     """
 
-    def __init__(self, transformer: nn.Module, channels: int, *, width: int, blocks: int) -> None:
+    def __init__(
+        self, transformer: nn.Module, channels: int, *, width: int, blocks: int, released: bool = False
+    ) -> None:
         super().__init__()
+        self.released = released
         self.blocks = nn.ModuleList(
             # Trained, so in float32, also beside a frozen transformer in bfloat16.
             copy.deepcopy(block).float()
             for block in blocks_of(transformer)[:blocks]
         )
-        self.embed = nn.Conv3d(channels, width, (1, 2, 2), stride=(1, 2, 2))
+        if released:
+            self.patch_embed = copy.deepcopy(transformer.patch_embed)
+            self.time_embed = copy.deepcopy(transformer.time_embed)
+            self.rope = transformer.rope  # has no weights
+            self.unread = nn.ModuleDict(
+                {name: copy.deepcopy(getattr(transformer, name)) for name in ("norm_out", "proj_out")}
+            )
+            for part in (self.patch_embed, self.time_embed, self.unread):
+                part.float()
+        self.embed = nn.Conv3d(
+            RELEASED_CHANNELS if released else channels, width, (1, 2, 2), stride=(1, 2, 2), bias=not released
+        )
         widths = (width, *FULL_CONTROL_WIDTHS, width)
         layers = [layer for i, o in pairwise(widths) for layer in (nn.SiLU(), nn.Linear(i, o))]
-        self.mlp = nn.Sequential(*layers)
+        self.mlp = nn.Sequential(*layers[released:])  # the published one begins without SiLU
         last = layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
@@ -70,7 +94,10 @@ class FullControl(nn.Module):
         self.checkpointing = False
 
     def copy_blocks(self, transformer: nn.Module) -> None:
-        """Copy the transformer's present weights into the blocks (without adapters)."""
+        """Copy the transformer's present weights into the blocks, and into embeddings (without adapters)."""
+        if self.released:
+            for name in ("patch_embed", "time_embed"):
+                getattr(self, name).load_state_dict(plain_state(getattr(transformer, name)))
         for copied, block in zip(self.blocks, blocks_of(transformer), strict=False):
             copied.load_state_dict(plain_state(block))
 
@@ -80,10 +107,12 @@ class FullControl(nn.Module):
         """Return one residual per copied block, of the shape of the tokens.
 
         Args:
-            tokens: of the noisy clip, as the transformer's first block gets them.
+            tokens: of the noisy clip, as the first block gets them.
             arguments: what a block gets after its tokens: context, times, positions.
             control_video: latents of the coarse clip.
         """
+        missing = self.embed.in_channels - control_video.shape[1]
+        control_video = F.pad(control_video, (0, 0, 0, 0, 0, 0, 0, missing))
         residuals = []
         for i, (block, after) in enumerate(zip(self.blocks, self.after, strict=True)):
             if self.checkpointing and torch.is_grad_enabled():

@@ -28,7 +28,7 @@ from vw2_robot.random_numbers import SampleNoise
 
 from ..precision import at_least_float32
 from . import cosmos, wan
-from .code_projection import CodeProjection, key_steps, visible_keys
+from .code_projection import CodeConnector, CodeProjection, key_steps, visible_keys
 from .config import CodecConfig, Geometry, VDMConfig
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import UNUSED, Masks, add_lora, blocks_of, build_scheduler, is_adapter, last_tokens
@@ -64,15 +64,25 @@ class VDM(nn.Module):
             )
         self.config = config
         self.geometry = geometry
-        self.projection = CodeProjection(
-            fsq_dims=geometry.fsq_dims,
-            latent_steps=geometry.latent_steps,
-            queries=geometry.queries,
-            width=config.projection_width or config.context_width,
-            layers=config.projection_layers,
-            head_dim=config.projection_head_dim,
-            context_width=config.context_width,
-        )
+        self.projection: CodeProjection | CodeConnector
+        if config.projection == "attention":
+            self.projection = CodeProjection(
+                fsq_dims=geometry.fsq_dims,
+                latent_steps=geometry.latent_steps,
+                queries=geometry.queries,
+                width=config.projection_width or config.context_width,
+                layers=config.projection_layers,
+                head_dim=config.projection_head_dim,
+                context_width=config.context_width,
+            )
+        else:
+            assert config.projection_width is not None
+            self.projection = CodeConnector(
+                fsq_dims=geometry.fsq_dims,
+                lifted=config.projection_width,
+                width=config.context_width,
+                tokens=config.context_tokens,
+            )
         is_bf16 = config.frozen_precision == "bf16"
         self.transformer: nn.Module = self.family.build_transformer(
             self.family.stock_options(config, geometry),
@@ -85,9 +95,13 @@ class VDM(nn.Module):
             self.control = LightControl(
                 geometry.channels, width=config.width, hidden=config.control_width, blocks=config.controlled
             )
-        elif config.control == "full":
+        elif config.control in ("full", "released"):
             self.control = FullControl(
-                self.transformer, geometry.channels, width=config.width, blocks=config.controlled
+                self.transformer,
+                geometry.channels,
+                width=config.width,
+                blocks=config.controlled,
+                released=config.control == "released",
             )
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank, targets=self.family.LORA_TARGETS)
@@ -123,6 +137,7 @@ class VDM(nn.Module):
                 trained = not is_adapter(name)
             else:
                 trained = {"full": True, "lora": is_adapter(name), "frozen": False}[self.config.train]
+            trained = trained and not name.startswith("control.unread.")
             parameter.requires_grad_(trained)
             if trained:
                 chosen.append(parameter)
@@ -198,7 +213,7 @@ class VDM(nn.Module):
             first: clean latents of frame 0, which replace latent frame 0.
             codes: quantized codes.
             control_video: latents of the coarse clip; None leaves the control branch out.
-            keep_codes: samples with False get the null token alone.
+            keep_codes: samples with False get the null token alone, or the null context of the released projection.
             text: an embedded text that every frame sees in place of the codes, as the weights were pretrained.
         """
         batch, _, num_frames, height, width = noisy.shape
@@ -211,11 +226,13 @@ class VDM(nn.Module):
         times[:, 0] = self.family.CLEAN_TIME
         # 2. Codes as context, and who may attend to which of them.
         self._set_masks(num_frames, height, width, keep_codes, x.device)
-        if text is None:
-            context = self.projection(codes)
-        else:
+        if text is not None:
             context = text.to(x).expand(batch, -1, -1)
             self._masks.cross = None
+        elif isinstance(self.projection, CodeConnector):
+            context = self.projection(codes, keep_codes)
+        else:
+            context = self.projection(codes)
         # 3. Transformer with control. Weights kept in bfloat16 run in bfloat16; else the caller's autocast decides.
         is_bf16 = self.config.frozen_precision == "bf16"
         with torch.autocast(x.device.type, dtype=torch.bfloat16) if is_bf16 else nullcontext():
@@ -224,7 +241,8 @@ class VDM(nn.Module):
                 if isinstance(self.control, LightControl):
                     residuals = self.control(control_video)
                 else:
-                    begin = self.family.block_arguments(self.transformer, x, marks, times, context)
+                    embedders = self.control if self.control.released else self.transformer
+                    begin = self.family.block_arguments(embedders, x, marks, times, context)
                     residuals = self.control(*begin, control_video)
             with residuals_added(self.transformer, residuals), ExitStack() as stack:
                 tokens = [] if self.warp is None else stack.enter_context(last_tokens(self.transformer))
@@ -253,11 +271,13 @@ class VDM(nn.Module):
         """Set cross- and self-attention masks of the next forward pass."""
         per_frame = (height // 2) * (width // 2)
         frame_of_query = torch.arange(num_frames, device=device).repeat_interleave(per_frame)
-        keys = key_steps(num_frames - 1, self.geometry.queries, device)
-        cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
-        if keep_codes is not None:
-            cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
-        self._masks.cross = cross
+        self._masks.cross = None
+        if not isinstance(self.projection, CodeConnector):
+            keys = key_steps(num_frames - 1, self.geometry.queries, device)
+            cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
+            if keep_codes is not None:
+                cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
+            self._masks.cross = cross
         self._masks.self_attention = None
         if self.config.temporal_causal_self_attention:
             # With axes for samples and heads: diffusers takes a mask of two axes for one of samples and keys as soon as

@@ -273,6 +273,9 @@ def test_what_does_not_fit_is_refused(folder):
         build(replace(TINY, layers=3)).load_folder(folder)
     with pytest.raises(ValueError, match=r"vdm\.family=wan.*padding_channel=True"):
         replace(TINY, padding_channel=True)
+    for change in ({"projection": "convolution", "code_visibility": "none"}, {"control": "released"}):
+        with pytest.raises(ValueError, match=r"are for published weights of vdm\.family=cosmos, found family=wan"):
+            replace(TINY, **change)
     with pytest.raises(ValueError, match=r"version 2\.2 has codec\.stride=4 and codec\.block=16, found 4 and 8"):
         replace(WAN22, block=8)
     with pytest.raises(ValueError, match=r"vdm\.sampling_shift must be positive, found 0\.0"):

@@ -105,6 +105,12 @@ class Chromium:
         self.wait_for(f"!!{found}")
         self.evaluate(f"{found}.click()")
 
+    def open_tab(self, label: str) -> None:
+        """Press Enter on the tab with this text; viser's tabs heed no synthetic click."""
+        found = f"[...document.querySelectorAll('[role=tab]')].find(t => t.innerText.trim() === {json.dumps(label)})"
+        self.wait_for(f"!!{found}")
+        self.evaluate(f"{found}.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true}}))")
+
     def screenshot(self) -> bytes:
         """Return a PNG of what is seen."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])

@@ -66,6 +66,9 @@ class LineWorld:
     def task_of(self, instruction: str) -> str | None:
         return {"please go": "go"}.get(instruction)
 
+    def nearest_wording(self, instruction: str) -> str | None:
+        return "please go" if "go" in instruction.split() else None
+
     def instruction(self, task: str) -> str:
         return f"please {task}"
 

@@ -32,8 +32,10 @@ def test_a_typed_instruction_of_a_task_is_judged_and_a_free_one_is_not(control):
     control.ask("  please   go ")
     advance(control)
     assert (control.view().mode, control.view().task, control.view().instruction) == ("solved", "go", "please go")
+    control.ask("go now")
+    assert (control.view().task, control.view().instruction, control.view().taken_as) == ("go", "go now", "please go")
     control.ask("dance")
-    assert (control.view().mode, control.view().task) == ("running", None)
+    assert (control.view().mode, control.view().task, control.view().taken_as) == ("running", None, "")
     with pytest.raises(InputError, match="type an instruction"):
         control.ask(" ")
 

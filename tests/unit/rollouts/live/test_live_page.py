@@ -57,10 +57,18 @@ def test_a_task_pressed_in_a_browser_is_solved_and_seen(served, chromium, tmp_pa
         browser.press("open drawer")
         browser.wait_for_text("Solved in", seconds=240)
         pixels = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB")).astype(float)
+        browser.open_tab("Recordings")
         browser.press("Save this episode")
         browser.wait_for_text("episode_0000.mp4")
+        browser.call("Emulation.setDeviceMetricsOverride", width=390, height=844, mobile=True, deviceScaleFactor=1)
+        browser.call("Page.reload")
+        browser.wait_for("document.querySelector('[aria-label=\"Expand panel Tasks\"]') !== null")
+        seen = browser.evaluate("document.querySelector('img').getBoundingClientRect().toJSON()")
+        scene_on_phone = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB")).astype(float)[100:330]
     assert browser.errors == []
     assert all(url.startswith((f"http://127.0.0.1:{served.port}/", "data:", "blob:")) for url in browser.requests)
     scene, camera = pixels[100:400, 360:600], pixels[80:370, 20:310]
     assert scene.std() > 10  # white if nothing was drawn
     assert camera.std() > 30
+    assert (seen["top"] > 400) & (seen["bottom"] < 1000)  # most of the camera's image is in the sheet
+    assert scene_on_phone.std() > 10

@@ -63,6 +63,7 @@ def test_a_start_is_that_of_an_evaluation_chain_or_one_in_which_the_task_can_be_
     assert world.can_begin("close_drawer")
     assert not world.can_begin("open_drawer")
     assert (world.task_of("Pull the handle to open the drawer."), world.task_of("sing")) == ("open_drawer", None)
+    assert world.task_of(world.nearest_wording("Please open the drawer!")) == "open_drawer"
 
 
 def test_a_dragged_block_follows_until_it_is_released(world):

@@ -26,12 +26,17 @@ def test_the_status_names_state_instruction_outcome_and_what_else_happened(contr
     text = status_text(control, control.view(), 9.96)
     for part in ("### Solved in 3 steps", "**please go**", "`go`", "also found: rest", "`right`", "10.0 frames/s"):
         assert part in text
+    control.ask("go now")
+    assert "Taken as: **please go** (judged by that" in status_text(control, control.view(), 0.0)
     control.ask("dance")
     advance(control, 1)
-    assert "The oracle found: rest" in status_text(control, control.view(), 0.0)
+    text = status_text(control, control.view(), 0.0)
+    assert "Not judged: no task has a wording like this one." in text
+    assert "The oracle found: rest" in text
     control.play(0)
     text = status_text(control, control.view(), 0.0)
     assert "recorded · scene A" in text
+    assert "judged" not in text
     assert "the only one" in text
     assert tokens_text(control, control.view()) == "No expected frames: this is a recording."
 
