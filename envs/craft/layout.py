@@ -134,7 +134,7 @@ def sample_craft_layout(
         skin=SKINS[int(rng.integers(len(SKINS)))],
         sleeve=SLEEVES[world][int(rng.integers(len(SLEEVES[world])))],
         # To the right of the camera's view, as of a person who sits beside the camera.
-        elbow=azimuth + rng.uniform(0.5, 1.0),
+        elbow=azimuth + rng.uniform(1.0, 1.5),
         camera_position=(
             target[0] + distance * math.cos(azimuth),
             target[1] + distance * math.sin(azimuth),
