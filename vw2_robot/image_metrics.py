@@ -25,6 +25,8 @@ WINDOW = 11
 DEVIATION = 1.5
 C1 = (0.01 * 255) ** 2
 C2 = (0.03 * 255) ** 2
+VMAF_PX = 64
+"""smallest side of a video that VMAF is asked about; its filter ends on much smaller ones"""
 MAX_DB = 100.0
 """PSNR of equal frames, instead of infinity"""
 
@@ -77,14 +79,16 @@ def vmaf(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     """Return the mean VMAF of video `a` against `b`, 0 to 100; its model was made for videos of full size.
 
     Args:
-        a: uint8 [T, H, W, 3].
+        a: uint8 [T, H, W, 3], at least 64 pixels a side.
         b: the reference, of the same shape.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes, or smaller frames.
         InputError: ffmpeg cannot measure it.
     """
     _check(a, b)
+    if min(a.shape[1:3]) < VMAF_PX:
+        raise ValueError(f"VMAF needs frames of {VMAF_PX} pixels a side, found {a.shape[1]} x {a.shape[2]}")
     program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
     # ffmpeg takes one video from a pipe, so both go through files.
     with tempfile.TemporaryDirectory() as name:

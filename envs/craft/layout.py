@@ -62,11 +62,13 @@ SIDES_M = ((0.375, 0.115), (0.575, 0.225))
 """where blocks lie, on both sides of the pattern: x and distance from the middle line, low and high"""
 SPACING_M = 0.072
 """smallest distance between the centers of two blocks; a plank counts as a point, since its neighbors are cubes"""
+PLACES_TRIED = 20
+"""of a block, before the others are moved"""
 LARGEST_YAW = math.pi / 4
 
 
 @dataclass(frozen=True)
-class Block:
+class LooseBlock:
     """One block at the start: shape, color, position in the plane [2] and yaw."""
 
     shape: str
@@ -84,7 +86,7 @@ class CraftLayout:
     embodiment: str
     """"hand", or a key of `other_robots.arm.HOME`"""
     world: World
-    blocks: tuple[Block, ...]
+    blocks: tuple[LooseBlock, ...]
     """in the order in which they are placed"""
     middle: tuple[float, float]
     """of the pattern"""
@@ -148,25 +150,25 @@ def sample_craft_layout(
 
 def _sample_blocks(
     rng: np.random.Generator, pattern: str, world: World, middle: tuple[float, float]
-) -> tuple[Block, ...]:
+) -> tuple[LooseBlock, ...]:
     """Return the blocks at random places beside the pattern, by rejection sampling.
 
     Of blocks of one shape the nearest to the pattern is placed first: what happens next can be seen.
     """
     places = PATTERNS[pattern]
     colors = rng.permutation(len(COLORS[world])).tolist()
-    while True:
-        xy = rng.uniform(*SIDES_M, size=(len(places), 2))
-        xy[:, 1] *= np.where(np.arange(len(places)) % 2, 1.0, -1.0)
-        gaps = np.linalg.norm(xy[:, None] - xy[None], axis=2)[np.triu_indices(len(places), 1)]
-        if gaps.min() >= SPACING_M:
-            break
+    # Block by block, the two sides in turn; where none fits any more, all over again.
+    xy = np.zeros((0, 2))
+    while len(xy) < len(places):
+        sampled = rng.uniform(*SIDES_M, size=(PLACES_TRIED, 2)) * [1.0, 1.0 if len(xy) % 2 else -1.0]
+        fits = (np.linalg.norm(sampled[:, None] - xy, axis=2) >= SPACING_M).all(axis=1)
+        xy = np.concatenate([xy, sampled[fits][:1]]) if fits.any() else np.zeros((0, 2))
     near_first = np.argsort(np.linalg.norm(xy - middle, axis=1), kind="stable")
     blocks = []
     for place, index in zip(places, near_first.tolist(), strict=True):
         yaw = float(rng.uniform(-LARGEST_YAW, LARGEST_YAW)) * (0.4 if place.shape == "plank" else 1.0)
         x, y = xy[index].tolist()
-        blocks.append(Block(place.shape, COLORS[world][colors[index]], (x, y), yaw))
+        blocks.append(LooseBlock(place.shape, COLORS[world][colors[index]], (x, y), yaw))
     return tuple(blocks)
 
 

@@ -16,7 +16,7 @@ KEY_STEPS = 7
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockPlace:
     """Where a block of a pattern goes: its center in units from the pattern's middle, and whether it lies across."""
 
     shape: str
@@ -35,36 +35,36 @@ class Place:
         return np.array([*middle, 0.0]) + offset, yaw + (math.pi / 2 if self.across else 0.0)
 
 
-PATTERNS: dict[str, tuple[Place, ...]] = {
+PATTERNS: dict[str, tuple[BlockPlace, ...]] = {
     # Two bricks a level, each level across the one below, and a cube on top.
     "tower": (
-        Place("brick", 0, -0.55, 0.5),
-        Place("brick", 0, 0.55, 0.5),
-        Place("brick", -0.55, 0, 1.5, across=True),
-        Place("brick", 0.55, 0, 1.5, across=True),
-        Place("brick", 0, -0.55, 2.5),
-        Place("brick", 0, 0.55, 2.5),
-        Place("cube", 0, 0, 3.5),
+        BlockPlace("brick", 0, -0.55, 0.5),
+        BlockPlace("brick", 0, 0.55, 0.5),
+        BlockPlace("brick", -0.55, 0, 1.5, across=True),
+        BlockPlace("brick", 0.55, 0, 1.5, across=True),
+        BlockPlace("brick", 0, -0.55, 2.5),
+        BlockPlace("brick", 0, 0.55, 2.5),
+        BlockPlace("cube", 0, 0, 3.5),
     ),
     # Two pillars, a plank over them, and a cube on each of its ends.
     "gate": (
-        Place("cube", -1.1, 0, 0.5),
-        Place("cube", 1.1, 0, 0.5),
-        Place("cube", -1.1, 0, 1.5),
-        Place("cube", 1.1, 0, 1.5),
-        Place("plank", 0, 0, 2.25),
-        Place("cube", -1.0, 0, 3.0),
-        Place("cube", 1.0, 0, 3.0),
+        BlockPlace("cube", -1.1, 0, 0.5),
+        BlockPlace("cube", 1.1, 0, 0.5),
+        BlockPlace("cube", -1.1, 0, 1.5),
+        BlockPlace("cube", 1.1, 0, 1.5),
+        BlockPlace("plank", 0, 0, 2.25),
+        BlockPlace("cube", -1.0, 0, 3.0),
+        BlockPlace("cube", 1.0, 0, 3.0),
     ),
     # A row of four, two over its middle, one on top.
     "pyramid": (
-        Place("cube", -1.65, 0, 0.5),
-        Place("cube", -0.55, 0, 0.5),
-        Place("cube", 0.55, 0, 0.5),
-        Place("cube", 1.65, 0, 0.5),
-        Place("cube", -0.55, 0, 1.5),
-        Place("cube", 0.55, 0, 1.5),
-        Place("cube", 0, 0, 2.5),
+        BlockPlace("cube", -1.65, 0, 0.5),
+        BlockPlace("cube", -0.55, 0, 0.5),
+        BlockPlace("cube", 0.55, 0, 0.5),
+        BlockPlace("cube", 1.65, 0, 0.5),
+        BlockPlace("cube", -0.55, 0, 1.5),
+        BlockPlace("cube", 0.55, 0, 1.5),
+        BlockPlace("cube", 0, 0, 2.5),
     ),
 }
 

@@ -24,7 +24,7 @@ from vw2_robot.command_line import entry_points
 from vw2_robot.data.sources.craft_bench import CraftVideo, read_craft_videos, read_frames
 from vw2_robot.data.sources.video_files import timed_frames
 from vw2_robot.errors import InputError
-from vw2_robot.image_metrics import WINDOW, psnr, ssim, vmaf, why_no_vmaf
+from vw2_robot.image_metrics import VMAF_PX, WINDOW, psnr, ssim, vmaf, why_no_vmaf
 from vw2_robot.models.judge import KEY_STEPS, Judge, key_steps_reached, load_judge
 from vw2_robot.pixels import resize_video, to_model_range
 from vw2_robot.storage.files import read_json, write_json
@@ -129,7 +129,7 @@ def judge_one(
     metrics = {"psnr_db": float(psnr(a, b).mean())}
     if min(height, width) >= WINDOW:
         metrics["ssim"] = float(ssim(a, b).mean())
-    if with_vmaf:
+    if with_vmaf and min(height, width) >= VMAF_PX:
         metrics["vmaf"] = vmaf(a, b)
     return Judged(video.task, reached_in(config, judge, frames, video.task, device), metrics)
 

@@ -12,7 +12,6 @@ folder of videos (`video_folder`), whose instructions follow from the same names
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +24,12 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
 from ..images import resize_frame
+from .craft_names import NAME, VERBS, craft_instruction
 from .video_files import describe_video, timed_frames
 
 KEY_STEPS = 7
 KEY_FRAMES = "key_frames.json"
 CAPTIONS = "captions.jsonl"
-NAME = re.compile(r"(?P<kind>paper|buildingblock)_(?P<made>[a-z]+(?:_[a-z]+)*?)(?:_supp(?:_complex)?)?(?:_\d+){1,2}")
-VERBS = {"paper": "fold a paper", "buildingblock": "build from blocks a"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +50,6 @@ class CraftVideo:
     def steps_done(self, frame: int) -> int:
         """Return how many key steps are reached at a frame, 0 to 7."""
         return sum(frame >= key_frame for key_frame in self.key_frames)
-
-
-def craft_instruction(name: str) -> str:
-    """Return the instruction of a video named as in Video-CraftBench, "" for any other name."""
-    found = NAME.fullmatch(Path(name).stem)
-    return f"{VERBS[found['kind']]} {found['made'].replace('_', ' ')}" if found else ""
 
 
 def read_craft_videos(folder: str | Path) -> list[CraftVideo]:
