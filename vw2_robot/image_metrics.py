@@ -7,7 +7,6 @@ SSIM as in Wang et al., "Image Quality Assessment" (2004): Gaussian window of 11
 # T frames · H, W pixels
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import tempfile
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.storage.mp4 import ffmpeg_program
 
 WINDOW = 11
 DEVIATION = 1.5
@@ -68,9 +68,10 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def why_no_vmaf() -> str:
     """Return why VMAF cannot be measured here; "" where it can."""
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        return "VMAF needs the ffmpeg of imageio-ffmpeg (extra report)"
-    program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+    try:
+        program = ffmpeg_program()
+    except MissingExtraError as error:
+        return f"VMAF: {error}"
     filters = subprocess.run([program, "-v", "error", "-filters"], capture_output=True, check=False).stdout
     return "" if b" libvmaf " in filters else f"VMAF needs an ffmpeg with libvmaf; {program} has none"
 
@@ -89,7 +90,7 @@ def vmaf(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     _check(a, b)
     if min(a.shape[1:3]) < VMAF_PX:
         raise ValueError(f"VMAF needs frames of {VMAF_PX} pixels a side, found {a.shape[1]} x {a.shape[2]}")
-    program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+    program = ffmpeg_program()
     # ffmpeg takes one video from a pipe, so both go through files.
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,12 +19,12 @@ from vw2_robot.errors import InputError
 from ..other_robots.arm import HOME
 from ..other_robots.world import CONTROL_STEPS, PHYSICS_HZ
 from ..physics import Physics
-from .layout import HAND, CraftLayout, World, sample_craft_layout
+from .layout import HUMAN_HAND, CraftLayout, World, sample_craft_layout
 from .patterns import INSTRUCTIONS, KEY_STEPS, PATTERNS
 from .world import COMMAND_HZ, CraftWorld
 
 Floats = NDArray[np.float64]
-EMBODIMENTS = (HAND, *HOME)
+EMBODIMENTS = (HUMAN_HAND, *HOME)
 MAX_ATTEMPTS = 20
 TRAVEL_M = 0.20
 """height of the tool's way over the table, above what is built"""

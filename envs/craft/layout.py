@@ -17,7 +17,7 @@ from ..rerendering.textures import Color, Pattern, Texture
 from .patterns import PATTERNS
 
 World = Literal["training", "test"]
-HAND = "hand"
+HUMAN_HAND = "hand"
 Vector = tuple[float, float, float]
 
 COLORS: dict[World, tuple[Color, ...]] = {

@@ -19,8 +19,8 @@ from ..other_robots.arm import TableArm
 from ..other_robots.world import CONTROL_STEPS, GRAVITY, PHYSICS_HZ, WALL_M
 from ..physics import Physics
 from ..rerendering.textures import Texture, texture_image
-from .hand import Hand
-from .layout import HAND, CraftLayout
+from .human_hand import HumanHand
+from .layout import HUMAN_HAND, CraftLayout
 from .patterns import UNIT_M, block_edges
 
 Floats = NDArray[np.float64]
@@ -46,9 +46,9 @@ class CraftWorld:
         self._held: int | None = None
         physics.setGravity(0, 0, GRAVITY)
         physics.setTimeStep(1 / PHYSICS_HZ)
-        self._tool: Hand | TableArm
-        if layout.embodiment == HAND:
-            self._tool = Hand(
+        self._tool: HumanHand | TableArm
+        if layout.embodiment == HUMAN_HAND:
+            self._tool = HumanHand(
                 physics,
                 skin=layout.skin,
                 sleeve=layout.sleeve,
@@ -68,7 +68,13 @@ class CraftWorld:
         self._tool.place(np.array(layout.tool_position), 0.0)
 
     def command(self, position: Floats, yaw: float, *, closed: bool) -> None:
-        """Set where the tool goes; it holds until the next command. `position` [3] and yaw, in meters and radians."""
+        """Set where the tool goes; it holds until the next command.
+
+        Args:
+            position: of the tool [3], meters.
+            yaw: of the tool, radians.
+            closed: whether the fingers close.
+        """
         self._tool.command(position, yaw, closed=closed)
 
     def step(self) -> None:
@@ -76,20 +82,20 @@ class CraftWorld:
         self._physics.stepSimulation()
         if self._held is not None:
             position, yaw = self.tool()
-            offset, turn = self._grip
+            offset, rotation = self._grip
             cos, sin = math.cos(yaw), math.sin(yaw)
             moved = np.array([cos * offset[0] - sin * offset[1], sin * offset[0] + cos * offset[1], offset[2]])
-            self._put(self.blocks[self._held], position + moved, yaw + turn)
+            self._put(self.blocks[self._held], position + moved, yaw + rotation)
 
     def hold(self, index: int | None) -> None:
         """Carry a block from now on as it lies in the tool; None: let go."""
         self._held = index
         if index is not None:
             position, yaw = self.tool()
-            center, turn = self.block_pose(index)
+            center, block_yaw = self.block_pose(index)
             x, y, z = (center - position).tolist()
             cos, sin = math.cos(-yaw), math.sin(-yaw)
-            self._grip = (np.array([cos * x - sin * y, sin * x + cos * y, z]), turn - yaw)
+            self._grip = (np.array([cos * x - sin * y, sin * x + cos * y, z]), block_yaw - yaw)
 
     def tool(self) -> tuple[Floats, float]:
         """Return position [3] and yaw of the point between the fingers."""
@@ -171,14 +177,16 @@ class CraftWorld:
         place = (layout.camera_target[0] + WALL_M * x, layout.camera_target[1] + WALL_M * y, 0.2)
         self._add_box((0.01, 4.0, 1.5), place, math.atan2(y, x), layout.wall)
 
-    def _add_box(self, half: Floats | tuple[float, ...], center: tuple[float, ...], yaw: float, look: Texture) -> int:
+    def _add_box(
+        self, half: Floats | tuple[float, ...], center: tuple[float, ...], yaw: float, texture: Texture
+    ) -> int:
         """Add a fixed box that blocks rest on, and return its body id."""
         physics = self._physics
         collision = physics.createCollisionShape(physics.GEOM_BOX, halfExtents=half)
         visual = physics.createVisualShape(physics.GEOM_BOX, halfExtents=half, rgbaColor=(1, 1, 1, 1))
         orientation = physics.getQuaternionFromEuler((0.0, 0.0, yaw))
         body: int = physics.createMultiBody(0, collision, visual, center, orientation)
-        image = Image.fromarray(np.tile(texture_image(look), (TILES, TILES, 1)))
+        image = Image.fromarray(np.tile(texture_image(texture), (TILES, TILES, 1)))
         with tempfile.NamedTemporaryFile(suffix=".bmp") as file:  # PyBullet reads textures from files alone
             image.save(file)
             file.flush()

@@ -191,7 +191,13 @@ def fit(config: TrainJudgeConfig, run: Run, judge: Judge, frames: LabeledFrames,
 
 
 def augmented(x: Tensor, noise: SampleNoise, config: TrainJudgeConfig) -> Tensor:
-    """Return images [B, 3, H, W] with other colors, moved, and with noise, as imagined images are not clean."""
+    """Return images with other colors, moved, and with noise, as imagined images are not clean.
+
+    Args:
+        x: [B, 3, H, W] in [-1, 1].
+        noise: of these B images.
+        config: how strong each change is at most.
+    """
     x = jitter_color(shift_randomly(x, most=config.shift_px, noise=noise), strength=config.jitter, noise=noise)
     strength = config.noise * noise.rand(1, 1, 1)
     return (x + strength * noise.randn(*x.shape[1:])).clamp(-1, 1)

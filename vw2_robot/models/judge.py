@@ -100,6 +100,11 @@ class Judge(nn.Module):
     def states(self, images: Float[Tensor, "T 3 H W"], task: str, *, batch_size: int = 64) -> Int[Tensor, " T"]:
         """Return the most probable state of each image of a video of a task.
 
+        Args:
+            images: in [-1, 1], of the judge's size.
+            task: that the video should show.
+            batch_size: images that are judged at once.
+
         Raises:
             InputError: the judge does not know the task.
         """

@@ -30,12 +30,12 @@ PALM_EDGES = (0.074, 0.062, 0.026)
 PALM_HEIGHT_M = 0.074
 ELBOW_RISE = 0.5
 """of the forearm, radians"""
-WRIST_TURN = 0.35
+WRIST_ROTATION = 0.35
 """share of the yaw that the forearm follows, up to `MOST_YAW`"""
 MOST_YAW = 1.0
 
 
-class Hand:
+class HumanHand:
     """A hand at a grip point.
 
     Args:
@@ -82,7 +82,7 @@ class Hand:
         self._opening_m += float(np.clip(target - self._opening_m, -self._most_m, self._most_m))
         across = np.array([-math.sin(yaw), math.cos(yaw), 0.0])
         # Of the two directions across the fingers, the palm takes the one that is nearer to the elbow.
-        forearm = self._elbow + WRIST_TURN * float(np.clip(yaw, -MOST_YAW, MOST_YAW))
+        forearm = self._elbow + WRIST_ROTATION * float(np.clip(yaw, -MOST_YAW, MOST_YAW))
         back = np.array([math.cos(yaw), math.sin(yaw), 0.0])
         if back @ [math.cos(forearm), math.sin(forearm), 0.0] < 0:
             back = -back
