@@ -57,7 +57,8 @@ OWNED = {
     "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
     "instruction_words": "words of a language, in a tokenizer",
     "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF",
-    "HumanHand": "a person's", "HUMAN_HAND": "a person's", "human_hand": "a person's", "film": "FiLM layers (Perez et al. 2018)",
+    "HumanHand": "a person's", "HUMAN_HAND": "a person's", "human_hand": "a person's",
+    "film": "FiLM layers (Perez et al. 2018)",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.
 NOT_AS_NAME = {

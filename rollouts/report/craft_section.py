@@ -143,14 +143,14 @@ def _comparison(report: LatentReport, ids: str) -> dict[str, Any]:
         projection = "umap" if "umap" in points else "pca"
         image = report.path / f"neighbors_{name}.png"
         overlap = found["domains"]["overlap"]["codes_one_hot"]
-        domain_accuracy = found["domains"]["accuracy"]["codes_one_hot"]
+        named = percent(found["domains"]["accuracy"]["codes_one_hot"]["ratio"])
         cards.append(
             {
                 "name": name,
                 "use": [
                     [key, str(use["used"]), number(use["perplexity"])] for key, use in found["codes"]["sets"].items()
                 ],
-                "domain_accuracy": f"{percent(domain_accuracy['ratio'])} (chance {percent(found['domains']['chance'])})",
+                "domain_accuracy": f"{named} (chance {percent(found['domains']['chance'])})",
                 "sets": sets,
                 "overlap": [[label, *(number(row[other]) for other in sets)] for label, row in overlap.items()],
                 "transfer": [
