@@ -60,7 +60,7 @@ class LabeledFrames(NamedTuple):
 
     def where(self, chosen: NDArray[np.bool_]) -> LabeledFrames:
         """Return some of the frames."""
-        return LabeledFrames(*(part[chosen] for part in self))
+        return LabeledFrames(self.pixels[chosen], self.task[chosen], self.state[chosen], self.video[chosen])
 
 
 def train_judge(config: TrainJudgeConfig) -> dict[str, Any]:

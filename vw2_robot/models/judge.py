@@ -70,7 +70,7 @@ class Judge(nn.Module):
 
             described = dict(config.dinov2)
             options = transformers.AutoConfig.for_model(described.pop("model_type"), **described)
-            self.features = transformers.AutoModel.from_config(options)
+            self.features = transformers.AutoModel.from_config(options)  # type: ignore[no-untyped-call]
             features = 2 * options.hidden_size
         self.head = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, len(config.tasks) * STATES))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
