@@ -103,7 +103,18 @@ def imagine(config: ImagineConfig) -> None:
             "codes=encoded, or the policy that it was fine-tuned from"
         )
     # Opened before anything is decoded: a wrong folder ends the program at once.
-    renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    renderer = (
+        None
+        if config.vdm is None
+        else open_renderer(
+            config.vdm,
+            dldm,
+            device,
+            sample_steps=config.sample_steps,
+            guidance=config.guidance,
+            grayscale_control=config.grayscale_control,
+        )
+    )
     size = (dldm.config.height, dldm.config.width)
     if renderer is not None:
         size = rendered_size(dldm.config, renderer.vdm.config)
@@ -272,14 +283,24 @@ def read_codes(config: ImagineConfig, dldm: DLDM) -> Tensor:
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
+def open_renderer(
+    folder: str,
+    dldm: DLDM,
+    device: torch.device,
+    *,
+    sample_steps: int,
+    guidance: float = 1.0,
+    grayscale_control: bool | None = None,
+) -> Renderer:
     """Return the VDM of the dLDM stage in `folder`, or in a run folder of pretrain-on-openx.
 
     Args:
         folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
-        config: `grayscale_control`, `sample_steps` and `guidance` of the renderer.
         dldm: that of the policy; the stage must have the same encoder.
         device: where VDM and codec are put.
+        sample_steps: of the VDM.
+        guidance: weight of the codes against null codes.
+        grayscale_control: whether the control video is gray; None: as the VDM was trained.
 
     Returns:
         VDM and codec in eval mode, and how they render.
@@ -301,20 +322,20 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
     vdm, codec = video
     # The released projection has an embedding in place of codes, whatever it was trained with.
-    if config.guidance != 1 and not vdm.config.code_dropout and vdm.config.projection == "attention":
+    if guidance != 1 and not vdm.config.code_dropout and vdm.config.projection == "attention":
         raise InputError(
-            f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
+            f"guidance={guidance}: the VDM of {checkpoint.path} was trained without null codes "
             "(aids.code_dropout=0); use guidance=1"
         )
-    grayscale = config.grayscale_control
+    grayscale = grayscale_control
     if grayscale is None:
         grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
     return Renderer(
         vdm.to(device),
         codec.to(device),
         grayscale_control=grayscale,
-        sample_steps=config.sample_steps,
-        guidance=config.guidance,
+        sample_steps=sample_steps,
+        guidance=guidance,
     )
 
 
