@@ -14,7 +14,7 @@ segment before it, and that double is left out where segments are joined.
 # B = 1 throughout · T frames · M latent steps of a segment · N codes per step · K = M + 1
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -213,3 +213,40 @@ def policy_decoder(
         return policy.decode(prompt, given=so_far[:, -(chunk_size - latent_steps) :], **options).codes_BHN
 
     return decode
+
+
+def policy_plan(
+    policy: LatentPolicy,
+    instruction: str,
+    *,
+    facts: Mapping[str, Any],
+    acting: Acting,
+    plan: Plan,
+    latent_steps: int,
+    segments: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> PlanSegment:
+    """Return the function that gives the codes of a segment as the policy predicts them.
+
+    Args:
+        policy: predicts.
+        instruction: what the prompt asks for.
+        facts: of the policy's checkpoint: which frames a plan is conditioned on.
+        acting: as for `policy_decoder`.
+        plan: as for `plan_of`.
+        latent_steps: M.
+        segments: how many segments there will be.
+        sampling: as for `policy_decoder`.
+        generator: of the sampling.
+    """
+    every = facts.get("condition_every") if plan == "full" else None
+    decode = policy_decoder(
+        policy,
+        instruction,
+        acting=acting,
+        chunk_size=latent_steps if every is None else int(facts["plan_steps"]),
+        sampling=sampling,
+        generator=generator,
+    )
+    return plan_of(decode, plan=plan, latent_steps=latent_steps, segments=segments, condition_every=every)

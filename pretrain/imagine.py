@@ -47,7 +47,7 @@ from vw2_robot.storage.mp4 import Mp4Writer
 
 from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
 from .dldm_modules import dldm_folder, encoder_hash
-from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
+from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, policy_plan
 from .importing.released_codes import read_released_codes
 from .train_vdm import vdm_of_dldm
 
@@ -104,7 +104,19 @@ def imagine(config: ImagineConfig) -> None:
             "codes=encoded, or the policy that it was fine-tuned from"
         )
     # Opened before anything is decoded: a wrong folder ends the program at once.
-    renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    renderer = (
+        None
+        if config.vdm is None
+        else open_renderer(
+            config.vdm,
+            dldm,
+            device,
+            sample_steps=config.sample_steps,
+            guidance=config.guidance,
+            negative_prompt=config.negative_prompt,
+            grayscale_control=config.grayscale_control,
+        )
+    )
     size = (dldm.config.height, dldm.config.width)
     if renderer is not None:
         size = rendered_size(dldm.config, renderer.vdm.config)
@@ -210,17 +222,16 @@ def plan_segments(
     latent_steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
         assert policy is not None
-        every = facts.get("condition_every") if config.plan == "full" else None
-        decode = policy_decoder(
+        return policy_plan(
             policy,
             begin.prompt,
+            facts=facts,
             acting=acting,
-            chunk_size=latent_steps if every is None else int(facts["plan_steps"]),
+            plan=config.plan,
+            latent_steps=latent_steps,
+            segments=config.segments,
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),
-        )
-        return plan_of(
-            decode, plan=config.plan, latent_steps=latent_steps, segments=config.segments, condition_every=every
         )
     given = encode_true(dldm, begin, device) if config.codes == ENCODED else read_codes(config, dldm).to(device)
     if len(given) < latent_steps * config.segments:
@@ -290,14 +301,26 @@ def read_prompt(file: Path, *, width: int) -> Tensor:
     return torch.from_numpy(embedded.astype(np.float32))
 
 
-def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
+def open_renderer(
+    folder: str,
+    dldm: DLDM,
+    device: torch.device,
+    *,
+    sample_steps: int,
+    guidance: float = 1.0,
+    negative_prompt: str | None = None,
+    grayscale_control: bool | None = None,
+) -> Renderer:
     """Return the VDM of the dLDM stage in `folder`, or in a run folder of pretrain-on-openx.
 
     Args:
         folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
-        config: `grayscale_control`, `sample_steps` and `guidance` of the renderer.
         dldm: that of the policy; the stage must have the same encoder.
         device: where VDM and codec are put.
+        sample_steps: of the VDM.
+        guidance: weight of the codes against null codes.
+        negative_prompt: file of an embedded text that guidance has in place of null codes; None: null codes.
+        grayscale_control: whether the control video is gray; None: as the VDM was trained.
 
     Returns:
         VDM and codec in eval mode, and how they render.
@@ -319,24 +342,24 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
     vdm, codec = video
     # The released projection has an embedding in place of codes, whatever it was trained with.
-    has_null = vdm.config.code_dropout or vdm.config.projection == "convolution" or config.negative_prompt is not None
-    if config.guidance != 1 and not has_null:
+    has_null = vdm.config.code_dropout or vdm.config.projection == "convolution" or negative_prompt is not None
+    if guidance != 1 and not has_null:
         raise InputError(
-            f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
+            f"guidance={guidance}: the VDM of {checkpoint.path} was trained without null codes "
             "(aids.code_dropout=0); use guidance=1, or give an embedded negative_prompt"
         )
     negative = None
-    if config.negative_prompt is not None:
-        negative = read_prompt(Path(config.negative_prompt), width=vdm.config.context_width).to(device)
-    grayscale = config.grayscale_control
+    if negative_prompt is not None:
+        negative = read_prompt(Path(negative_prompt), width=vdm.config.context_width).to(device)
+    grayscale = grayscale_control
     if grayscale is None:
         grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
     return Renderer(
         vdm.to(device),
         codec.to(device),
         grayscale_control=grayscale,
-        sample_steps=config.sample_steps,
-        guidance=config.guidance,
+        sample_steps=sample_steps,
+        guidance=guidance,
         negative=negative,
     )
 

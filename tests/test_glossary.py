@@ -56,7 +56,9 @@ OWNED = {
     "break_long_words": "Python's textwrap", "look_at": "viser",
     "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
     "instruction_words": "words of a language, in a tokenizer",
-    "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF", "film": "FiLM layers (Perez et al. 2018)",
+    "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF",
+    "HumanHand": "a person's", "HUMAN_HAND": "a person's", "human_hand": "a person's",
+    "film": "FiLM layers (Perez et al. 2018)",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.
 NOT_AS_NAME = {

@@ -43,6 +43,7 @@ WRAPPED = {
         "models/policy/last_layer.py",
         "models/policy/pretrained.py",
         "models/policy/kv_cache.py",
+        "models/judge.py",
     },
     "tokenizers": {"models/policy/pretrained.py"},
     "hydra": {"command_line", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names

@@ -1,6 +1,6 @@
 """The checkpoint format of all stages: a folder of JSON and safetensors, never a pickle.
 
-    config.json             format_version, kind ("vdm", "dldm", "policy"), the model's config, and facts worth keeping
+    config.json             format_version, kind (one of `KINDS`), the model's config, and facts worth keeping
     model.safetensors       weights; names are "<module>.<parameter>"
     stats.json, tokens.json policies only: action statistics, latent vocabulary
     backbone.json           policies on a pretrained language model: the description that rebuilds it
@@ -44,7 +44,7 @@ from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_tex
 from vw2_robot.storage.files import verify as compare_with_manifest
 
 FORMAT_VERSION = 1
-KINDS = ("vdm", "dldm", "policy")
+KINDS = ("vdm", "dldm", "policy", "judge")
 CURE = "copy the checkpoint again"
 STEP_FOLDER = re.compile(r"step_(0|[1-9]\d{0,17})")
 CHECKPOINTS = "checkpoints"
@@ -147,7 +147,7 @@ def save_checkpoint(
 
     Args:
         path: the folder.
-        kind: "vdm", "dldm" or "policy".
+        kind: "vdm", "dldm", "policy" or "judge".
         config: nested plain values from which the modules can be built.
         modules: by the name that their weights get as a prefix.
         facts: further values worth keeping, such as hashes.
@@ -380,7 +380,7 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
 
     Args:
         path: a checkpoint folder, or a run folder.
-        kind: "vdm", "dldm" or "policy".
+        kind: "vdm", "dldm", "policy" or "judge".
         verify: compare all files with the manifest first, which reads the weights twice.
 
     Raises:

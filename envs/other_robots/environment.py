@@ -22,12 +22,10 @@ from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, POSITION_UNIT_M, ROTA
 from vw2_robot.errors import InputError
 
 from ..physics import Physics
+from .arm import HOME, LEFT_FINGER, RIGHT_FINGER
 from .world import (
     CONTROL_STEPS,
-    HOME,
-    LEFT_FINGER,
     PHYSICS_HZ,
-    RIGHT_FINGER,
     OtherRobotsEnv,
     SceneLayout,
     SceneObject,

@@ -13,34 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..physics import Physics
+from .arm import TableArm
 
 Floats = NDArray[np.float64]
-ASSETS = Path(__file__).parents[1] / "assets" / "other_robots"
 PHYSICS_HZ = 240
 CONTROL_STEPS = 8  # physics steps between two commands to the arm: 30 Hz
 GRAVITY = -9.8
-
-ARM_JOINTS = tuple(range(7))
-LEFT_FINGER = 8
-RIGHT_FINGER = 9
-TOOL = 10
-HOME = {
-    "iiwa": (0.0, 0.55, 0.0, -1.45, 0.0, 1.14, 0.0),
-    "xarm": (0.0, 0.0, 0.0, 1.2, 0.0, 1.2, 0.0),
-    "gen3": (0.0, 0.5, 0.0, 1.5, 0.0, 1.1, 0.0),
-}
-"""Joint angles of each arm with the tool in front of it and pointing down; inverse kinematics start from here."""
-OPEN_M = 0.036  # per finger
-ARM_FORCE = 250.0
-CLOSE_FORCE = 25.0
-OPEN_FORCE = 10.0
-FINGER_SPEED = 0.25
 
 COLORS = {
     "red": (0.85, 0.10, 0.10),
@@ -89,7 +72,7 @@ class SceneLayout:
     """Everything that differs between the starts of two episodes; colors are RGB in 0..1."""
 
     embodiment: str
-    """a key of HOME"""
+    """a key of `arm.HOME`"""
     objects: tuple[SceneObject, ...]
     tool_position: tuple[float, float, float]
     """where the arm starts"""
@@ -183,13 +166,8 @@ class OtherRobotsEnv:
         physics.resetSimulation()
         physics.setGravity(0, 0, GRAVITY)
         physics.setTimeStep(1 / PHYSICS_HZ)
-        self.robot: int = physics.loadURDF(str(ASSETS / layout.embodiment / "arm.urdf"), (0, 0, 0), useFixedBase=True)
-        self._limits = [physics.getJointInfo(self.robot, joint)[8:10] for joint in ARM_JOINTS]
-        # A gear between the fingers keeps them symmetric, as in the Panda's gripper.
-        gear = physics.createConstraint(
-            self.robot, LEFT_FINGER, self.robot, RIGHT_FINGER, physics.JOINT_GEAR, (1, 0, 0), (0, 0, 0), (0, 0, 0)
-        )
-        physics.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
+        self._arm = TableArm(physics, layout.embodiment)
+        self.robot = self._arm.uid
         self.object_ids = [self._add_object(item) for item in layout.objects]
         self.table = self._add_box((0.55, 0.75, 0.02), (0.35, 0, -0.02), layout.table, solid=True)
         if layout.mat is not None:
@@ -198,17 +176,7 @@ class OtherRobotsEnv:
         # The wall stands behind the table as seen from the camera, so that it fills the background.
         wall = (layout.camera_target[0] + WALL_M * ahead_x, layout.camera_target[1] + WALL_M * ahead_y, 0.2)
         self._add_box((0.01, 4.0, 1.5), wall, layout.wall, solid=False, yaw=math.atan2(ahead_y, ahead_x))
-        # Set the joints, without simulating, to the tool pose at the start, with open fingers. Each solution of the
-        # inverse kinematics begins at the one before and comes nearer.
-        position = np.array(layout.tool_position)
-        joints: list[float] = list(HOME[layout.embodiment])
-        for _ in range(20):
-            for joint, angle in zip(ARM_JOINTS, joints, strict=True):
-                physics.resetJointState(self.robot, joint, angle)
-            joints = self._solve(position, layout.tool_yaw)
-        for finger in (LEFT_FINGER, RIGHT_FINGER):
-            physics.resetJointState(self.robot, finger, OPEN_M)
-        self.command(position, layout.tool_yaw, closed=False)
+        self._arm.place(np.array(layout.tool_position), layout.tool_yaw)
 
     def command(self, position: Floats, yaw: float, *, closed: bool) -> None:
         """Set the targets of the motors; they hold until the next command.
@@ -218,16 +186,7 @@ class OtherRobotsEnv:
             yaw: of the tool, radians.
             closed: whether the fingers close.
         """
-        joints = self._solve(position, yaw)
-        self._physics.setJointMotorControlArray(
-            self.robot, ARM_JOINTS, self._physics.POSITION_CONTROL, targetPositions=joints, forces=[ARM_FORCE] * 7
-        )
-        target = 0.0 if closed else OPEN_M
-        force = CLOSE_FORCE if closed else OPEN_FORCE
-        for finger in (LEFT_FINGER, RIGHT_FINGER):
-            self._physics.setJointMotorControl2(
-                self.robot, finger, self._physics.POSITION_CONTROL, target, force=force, maxVelocity=FINGER_SPEED
-            )
+        self._arm.command(position, yaw, closed=closed)
 
     def step(self) -> None:
         """Advance the simulation by one physics step of 1/240 s."""
@@ -235,8 +194,7 @@ class OtherRobotsEnv:
 
     def tool(self) -> tuple[Floats, Floats]:
         """Return position [3] and fixed-axis Euler angles [3] of the point between the finger pads."""
-        state = self._physics.getLinkState(self.robot, TOOL, computeForwardKinematics=True)
-        return np.array(state[4]), np.array(self._physics.getEulerFromQuaternion(state[5]))
+        return self._arm.tool()
 
     def object_position(self, index: int) -> Floats:
         """Return the center [3] of an object."""
@@ -260,15 +218,6 @@ class OtherRobotsEnv:
         projection = physics.computeProjectionMatrixFOV(layout.fov_deg, 1.0, 0.05, 5.0)
         image = physics.getCameraImage(size_px, size_px, view, projection, lightDirection=layout.light)[2]
         return np.array(np.reshape(image, (size_px, size_px, 4))[..., :3], dtype=np.uint8)
-
-    def _solve(self, position: Floats, yaw: float) -> list[float]:
-        """Return the joint angles of a tool pose.
-
-        Bullet's solver starts from the present joints; its null-space form misses by centimeters for these arms.
-        """
-        orientation = self._physics.getQuaternionFromEuler((math.pi, 0.0, yaw))
-        found = self._physics.calculateInverseKinematics(self.robot, TOOL, position.tolist(), orientation)
-        return [max(low, min(high, joint)) for joint, (low, high) in zip(found[:7], self._limits, strict=True)]
 
     def _add_object(self, item: SceneObject) -> int:
         """Add an object and return its body id."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vw2_robot.data.sources.calvin import CalvinSplit
 
+from ..craft.patterns import PATTERNS
 from ..experts.start_states import BETWEEN_STEPS, FAILED_ATTEMPT_STEPS, PAUSE_STEPS, RANDOM_MOTION_STEPS
 from ..experts.ways import Ways
 from ..meta_world import META_WORLD_ACTIONS, recorded_robot
@@ -21,12 +22,14 @@ CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
 OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
 RERENDERED_TARGET = "vw2_robot.envs.rerendering.rendering.render_video"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
+CRAFT_TARGET = "vw2_robot.envs.craft.building.build"
 METAWORLD_TARGET = "vw2_robot.envs.meta_world.benchmark.MetaWorldBenchmark"
 WORLDS = {
     CALVIN_TARGET: "calvin",
     OTHER_ROBOTS_TARGET: "other_robots",
     RERENDERED_TARGET: "rerendered",
     METAWORLD_TARGET: "metaworld",
+    CRAFT_TARGET: "craft",
 }
 
 
@@ -50,17 +53,18 @@ class RecordConfig:
     env: dict[str, Any]
     """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
     env=other_robots `hz`, `image_size` and `embodiments`, with env=rerendered `data`, `variants`, `image_size` and
-    `embodiments`, with env=metaworld `tasks`, `camera` and `image_size`
+    `embodiments`, with env=metaworld `tasks`, `camera` and `image_size`, with env=craft as with env=other_robots
     """
     episodes: int = 150
     """recordings in the training split; with env=rerendered labeled windows of `env.data`, the first ones"""
     validation_episodes: int = 0
-    """recordings of the validation split; null: a tenth of `episodes`"""
+    """recordings of the validation split, with env=craft in test worlds; null: a tenth of `episodes`"""
     format: Format = "calvin"
     """of the data set: calvin (a folder like the published ones), rlds (TFDS) or video (mp4 with captions)"""
     tasks: str | list[str] = "all"
     """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
-    is demonstrated twice as often; other robots have tasks of their own, Meta-World those of `env.tasks`"""
+    is demonstrated twice as often; other robots have tasks of their own, Meta-World those of `env.tasks`, craft its
+    patterns: tower, gate, pyramid"""
     seed: int = 0
     """with split and number, all that a recording depends on"""
     workers: int = 1
@@ -141,6 +145,8 @@ class RecordConfig:
             )
         if self.world in ("other_robots", "rerendered") and self.format == "calvin":
             raise ValueError(f"env={self.world} does not fit the CALVIN format; choose format=rlds or format=video")
+        if self.world == "craft" and self.format != "video":
+            raise ValueError("env=craft records video without actions; choose format=video")
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world == "metaworld" and (self.wrist_camera or self.depth):
@@ -172,7 +178,7 @@ class RecordConfig:
 
     @property
     def world(self) -> str:
-        """What is recorded, "calvin", "other_robots", "rerendered" or "metaworld"."""
+        """What is recorded, "calvin", "other_robots", "rerendered", "metaworld" or "craft"."""
         return WORLDS[self.env["_target_"]]
 
     @property
@@ -241,8 +247,8 @@ class RecordConfig:
         Raises:
             InputError: an unknown task.
         """
-        if self.world == "metaworld":
-            known = tuple(self.env["tasks"])
+        if self.world in ("metaworld", "craft"):
+            known = tuple(self.env["tasks"]) if self.world == "metaworld" else tuple(PATTERNS)
             names = [self.tasks] if isinstance(self.tasks, str) else self.tasks
             return known if names == ["all"] else tuple(check_choice("task", name, known) for name in names)
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)

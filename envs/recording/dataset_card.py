@@ -25,6 +25,7 @@ WORLD_TITLES = {
     "calvin": "Scripted demonstrations of the CALVIN tasks",
     "other_robots": "Scripted video of three other robots",
     "rerendered": "Demonstrations rendered again in sampled appearances",
+    "craft": "Block building in seven key steps, as video",
     "metaworld": "Demonstrations of Meta-World's scripted experts",
 }
 FORMATS = {

@@ -71,6 +71,8 @@ class RecordedDemonstration:
     failed: tuple[str, ...] = ()
     """The task at which each failed attempt before this recording ended."""
     hz: float = float(CONTROL_HZ)
+    annotations: dict[str, Any] = field(default_factory=dict)
+    """What a caption of format=video states beside task and instruction, as of block building its key frames."""
 
 
 @dataclass(frozen=True)

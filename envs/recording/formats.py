@@ -170,6 +170,8 @@ class PartsOutput:
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]
         about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
+        if recording.annotations:
+            about["annotations"] = recording.annotations
         # The file appears under its name only when it is complete (write_arrays), which `has` relies on.
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +252,7 @@ def pack_rlds(world: str, actions: str, out: Path, parts: dict[CalvinSplit, list
 def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
     """Write one mp4 per window, and `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames.
 
-    Where the recorder chose among several ways, each line has the way, too.
+    Where the recorder chose among several ways, each line has the way, too; of block building it has the key frames.
     """
     # The folder gets its name when it is complete.
     with atomic_folder(out) as temporary:
@@ -260,8 +262,7 @@ def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
             for path in paths:
                 part = _read_part(path)
                 for window, label in enumerate(part.about["labels"]):
-                    demonstration = _window(part, window)
-                    episode = demonstration.episode
+                    episode = _episode(part, window)
                     name = f"video_{_window_name(part, window)}.mp4"
                     # bitexact: equal images give equal bytes
                     encoding = ["-crf", "15", "-bitexact", "-map_metadata", "-1"]
@@ -269,9 +270,10 @@ def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
                         for index in range(len(episode)):
                             video.add(episode.decode(index))
                     caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
-                    if demonstration.way:
-                        caption["way"] = demonstration.way
-                    lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
+                    if way := label.get("way"):  # parts of an earlier release state none
+                        caption["way"] = way
+                    facts = {"hz": episode.hz, "frames": len(episode), **part.about.get("annotations", {})}
+                    lines.append(json.dumps({"file": name, **caption, **facts}))
             write_text(temporary / split / "captions.jsonl", "\n".join(lines) + "\n")
 
 
@@ -297,19 +299,23 @@ def _read_part(path: Path) -> _Part:
 
 
 def _window(part: _Part, window: int) -> Demonstration:
-    """Return labeled window number `window` of a recording."""
+    """Return labeled window number `window` of a recording, with its actions."""
+    label = part.about["labels"][window]
+    actions = part.actions[label["start"] : label["end"] + 1]
+    return Demonstration(episode=_episode(part, window), actions=actions, way=label.get("way", ""))
+
+
+def _episode(part: _Part, window: int) -> Episode:
+    """Return the video of labeled window number `window` of a recording."""
     # `end` is the last step of the window, inclusive.
     label = part.about["labels"][window]
-    span = slice(label["start"], label["end"] + 1)
-    episode = Episode(
+    return Episode(
         source=f"vw2_{part.about['scene']}",
         episode_id=f"{part.path.parent.name}/{_window_name(part, window)}",
         instruction=label["instruction"],
         hz=part.about["hz"],
-        images=part.jpegs[span],
+        images=part.jpegs[label["start"] : label["end"] + 1],
     )
-    # Parts of an earlier release state no way.
-    return Demonstration(episode=episode, actions=part.actions[span], way=label.get("way", ""))
 
 
 def _window_name(part: _Part, window: int) -> str:

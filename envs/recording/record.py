@@ -21,6 +21,9 @@ README.md of the data set is its card: content, configuration, use, limits.
 "video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
 cross-embodiment pre-training. With `env=rerendered` they are the windows of recordings that exist, `env.data`, each
 rendered again in `env.variants` sampled appearances: other materials, light, camera, objects and robots.
+
+With `env=craft format=video` a hand or an arm builds with blocks for a minute and more: video without actions, with the
+frames at which its seven key steps are done.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from vw2_robot.errors import InputError
 from vw2_robot.limits import Count, Rate, number
 
 from ..calvin import CalvinEnv
+from ..other_robots.arm import HOME
 from ..other_robots.environment import check_world, solved_episode
-from ..other_robots.world import HOME
 from ..physics import Physics
 from ..rerendering.appearance import PANDA, sample_appearance
 from ..rerendering.rendering import render_video
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
+from .craft import CraftDemonstrations
 from .demonstrations import RecordedDemonstration, Recorder
 from .meta_world import MetaWorldDemonstrations
 from .takeovers import Takeovers, open_policy
@@ -192,6 +193,8 @@ def open_source(config: RecordConfig) -> Source:
     """Return the source that `config.env` names."""
     if config.world == "metaworld":
         return MetaWorldDemonstrations(config)
+    if config.world == "craft":
+        return CraftDemonstrations(config)
     if config.world == "calvin":
         return CalvinDemonstrations(config)
     return OtherRobotsDemonstrations(config) if config.world == "other_robots" else Rerenderings(config)

@@ -87,7 +87,7 @@ class Appearance:
     """One sampled appearance."""
 
     embodiment: str
-    """"panda", or a name of `other_robots.world.HOME`"""
+    """"panda", or a name of `other_robots.arm.HOME`"""
     arm_seed: int
     """of the place and size of another arm"""
     robot_colors: tuple[Color, Color, Color]

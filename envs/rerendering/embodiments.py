@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..other_robots.world import ARM_JOINTS, ASSETS, HOME, LEFT_FINGER, OPEN_M, RIGHT_FINGER, TOOL
+from ..other_robots.arm import ARM_JOINTS, ASSETS, HOME, LEFT_FINGER, OPEN_M, RIGHT_FINGER, TOOL
 from ..physics import Physics
 from ..robot import MOTORS, Panda
 

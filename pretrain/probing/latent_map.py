@@ -53,6 +53,8 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Qua
         seed: of the points that are plotted, of UMAP and of intervals.
     """
     parts = []
+    # One basis for all data sets: coordinates in two bases are no distances.
+    known = np.concatenate([rows.difference[split.train] for rows, split in zip(sets, splits, strict=True)])
     for number, (rows, split) in enumerate(zip(sets, splits, strict=True)):
         translation = rows.motion[:, :3]
         chosen = np.flatnonzero(moving_rows(translation))
@@ -60,7 +62,7 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Qua
         parts.append(
             {
                 "code": code_values(rows.indices[chosen], quantizer),
-                "pixels": project(rows.difference[split.train], rows.difference[chosen], width),
+                "pixels": project(known, rows.difference[chosen], width),
                 "direction": directions(translation[chosen]),
                 "source": np.full(len(chosen), number),
                 "group": rows.group[chosen],

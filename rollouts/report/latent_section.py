@@ -51,7 +51,7 @@ IMAGES = {
 
 @dataclass(frozen=True)
 class LatentReport:
-    """One folder of `vw2-probe-latents`."""
+    """One folder of `vw2-probe-latents`, or of another program whose report is a json file."""
 
     name: str
     path: Path
@@ -67,22 +67,35 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
     Raises:
         InputError: One cannot be read, or another release wrote it.
     """
+    return read_reports(runs, "latent_report.json", program="vw2-probe-latents")
+
+
+def read_reports(runs: Sequence[str | Path], file_name: str, *, program: str) -> list[LatentReport]:
+    """Return all files of that name below the given folders, each once.
+
+    Args:
+        runs: Folders; reports are found anywhere below them.
+        file_name: Of the reports.
+        program: That writes them.
+
+    Raises:
+        InputError: One cannot be read, or another release wrote it.
+    """
     found: dict[Path, LatentReport] = {}
     roots = [Path(run) for run in runs]
     for root, label in zip(roots, labels(roots), strict=True):
         for folder, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith("."))
             path = Path(folder)
-            file = path / "latent_report.json"
+            file = path / file_name
             if file.name not in files or not lies_in(path, file) or path.resolve() in found:
                 continue
             # Without `aliases.with_new_keys`: "steps" are latent steps here, not those of a training loop.
-            content = read_json(file, cure="run vw2-probe-latents again")
+            content = read_json(file, cure=f"run {program} again")
             version = content.get("format_version")
             if version != FORMAT_VERSION:
                 raise InputError(
-                    f"{file} has format_version {version!r}, this release reads {FORMAT_VERSION}; run "
-                    "vw2-probe-latents again"
+                    f"{file} has format_version {version!r}, this release reads {FORMAT_VERSION}; run {program} again"
                 )
             name = (Path(label) / path.relative_to(root)).as_posix()
             found[path.resolve()] = LatentReport(name, path, content)

@@ -28,6 +28,7 @@ from vw2_robot.storage.normal_ranges import MAIN_METRICS, main_metric
 
 from ..results import five_lines, percent
 from .bars import length_bars, longest, never_reached, position_groups, standing, success_groups, task_table
+from .craft_section import CraftReports, craft_section, read_craft_reports
 from .curves import Panel, code_usage_panel, training_panels
 from .gallery import expected_sheets, video_cards
 from .inline_files import data_uri
@@ -87,6 +88,7 @@ def write_report(
         stages,
         rollouts,
         read_latent_reports(runs),
+        read_craft_reports(runs),
         title=title,
         video_megabytes=video_megabytes,
     )
@@ -102,6 +104,7 @@ def render(
     stages: Sequence[Stage],
     rollouts: Sequence[Rollout],
     latents: Sequence[LatentReport] = (),
+    craft: CraftReports | None = None,
     *,
     title: str,
     video_megabytes: float,
@@ -112,6 +115,7 @@ def render(
         stages: Training stages.
         rollouts: Rollouts; the first is the base of comparisons.
         latents: Reports of `vw2-probe-latents`.
+        craft: Tables of `vw2-judge` and comparisons of `vw2-compare-codes`.
         title: Title of the page.
         video_megabytes: Megabytes of the page that videos and action strips may take.
     """
@@ -139,6 +143,7 @@ def render(
         left_out=left_out,
         stages=stage_cards,
         latents=latent_section(latents, environment),
+        craft="" if craft is None else craft_section(craft, environment),
         paper=PAPER_ROWS,
     )
     return page

@@ -126,7 +126,8 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
         if not found:
             raise InputError(
                 f"runs: {root} holds no run: no metrics.jsonl (training), results.jsonl or summary.json (rollout), "
-                f"latent_report.json (probe) in it or below it; found {sorted(p.name for p in root.iterdir())[:10]}"
+                "latent_report.json (probe), craft_table.json or code_comparison.json (craft bench) in it or below it; "
+                f"found {sorted(p.name for p in root.iterdir())[:10]}"
             )
         for folder, kinds in found:
             known = folder.resolve()  # a folder that lies below two roots, or that a link leads to, counts once
@@ -150,6 +151,8 @@ def _find_runs(root: Path) -> list[tuple[Path, set[str]]]:
         "results.jsonl": "rollout",
         "summary.json": "rollout",
         "latent_report.json": "latents",
+        "craft_table.json": "craft",
+        "code_comparison.json": "craft",
     }
     found = []
     for name, below, _ in os.walk(root):

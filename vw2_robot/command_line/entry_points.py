@@ -133,6 +133,30 @@ import_ = Program(
     "vw2_robot.pretrain.importing.config:ImportConfig",
     "import",
 )
+train_judge = Program(
+    "vw2_robot.pretrain.craft.train_judge:main",
+    "vw2_robot.pretrain.craft.config:TrainJudgeConfig",
+    "train_judge",
+    main_keys=("videos", "run_dir", "dinov2", "px", "loop.train_steps", "seed", "hardware.device"),
+)
+imagine_craft = Program(
+    "vw2_robot.pretrain.craft.imagine_craft:main",
+    "vw2_robot.pretrain.craft.config:ImagineCraftConfig",
+    "imagine_craft",
+    main_keys=("policy", "dldm", "prior", "videos", "out", "methods", "episodes", "seconds", "hardware.device"),
+)
+compare_codes = Program(
+    "vw2_robot.pretrain.craft.compare_codes:main",
+    "vw2_robot.pretrain.craft.config:CompareCodesConfig",
+    "compare_codes",
+    main_keys=("dldms", "videos", "out", "episodes", "seed", "hardware.device"),
+)
+judge = Program(
+    "vw2_robot.rollouts.craft.judge_videos:main",
+    "vw2_robot.rollouts.craft.config:JudgeVideosConfig",
+    "judge",
+    main_keys=("judge", "videos", "imagined", "out", "tower", "hardware.device"),
+)
 replay_serve = Program(
     "vw2_robot.replay_programs.serve:serve", "vw2_robot.replay_programs.serve:ReplayServeConfig", "replay_serve"
 )

@@ -21,6 +21,16 @@ from vw2_robot.errors import InputError, require
 from vw2_robot.storage.files import atomic_write, full_disk_error
 
 
+def ffmpeg_program() -> str:
+    """Return the path of imageio-ffmpeg's program.
+
+    Raises:
+        MissingExtraError: imageio-ffmpeg is not installed.
+    """
+    program: str = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+    return program
+
+
 def read_mp4(path: Path, *, height: int, width: int) -> NDArray[np.uint8]:
     """Return all frames of a video, uint8 [T, H, W, 3].
 
@@ -33,7 +43,7 @@ def read_mp4(path: Path, *, height: int, width: int) -> NDArray[np.uint8]:
         InputError: it is damaged, or its frames have another size.
         MissingExtraError: imageio-ffmpeg is not installed.
     """
-    program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+    program = ffmpeg_program()
     command = [program, "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0 or not done.stdout or len(done.stdout) % (height * width * 3):
@@ -57,7 +67,7 @@ class Mp4Writer:
         Raises:
             MissingExtraError: imageio-ffmpeg is not installed.
         """
-        self._program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+        self._program = ffmpeg_program()
         self._path = path
         self._fps = fps
         self._encoding = encoding

@@ -70,7 +70,7 @@ def test_other_seeds_have_chains_of_their_own_from_the_same_protocol() -> None:
     assert sum((str(sequence.initial_state), sequence.subtasks) in known for sequence in others) < 5
     # The protocol's rejection sampling accepts nothing else, and each of these with the same probability.
     stored = json.loads(CHAINS_FILE.read_text())
-    for state, chains in list(zip(all_initial_states(), stored, strict=True))[::38]:
+    for state, chains in list(zip(all_initial_states(), stored, strict=True))[::64]:
         possible = possible_chains(state)
         assert len(set(possible)) == len(possible)
         assert {tuple(chain) for chain in chains} <= set(possible)

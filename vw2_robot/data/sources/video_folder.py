@@ -24,6 +24,7 @@ from typing import Any
 from vw2_robot.errors import InputError
 
 from ..episodes import Episode, Part
+from .craft_names import craft_instruction
 from .folder_files import files_below, name_below
 from .video_files import HIGHEST_HZ, SEGMENT_FRAMES, describe_video, frames_at_rate, timed_frames
 
@@ -144,7 +145,8 @@ def _find_videos(root: Path) -> tuple[VideoEntry, ...]:
                 if video.name not in found:
                     raise InputError(f"{table} names {video.name}, which is not there; copy the folder again")
                 captions[video.name] = video
-    return tuple(captions.get(name, VideoEntry(name)) for name in sorted(found))
+    # Clips of Video-CraftBench have no table; their names say what is made.
+    return tuple(captions.get(name, VideoEntry(name, craft_instruction(name))) for name in sorted(found))
 
 
 def _is_video(file: Path) -> bool:

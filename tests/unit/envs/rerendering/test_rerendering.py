@@ -13,7 +13,7 @@ pytest.importorskip("pybullet")
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.cameras import INTRINSICS
-from vw2_robot.envs.other_robots.world import TOOL
+from vw2_robot.envs.other_robots.arm import TOOL
 from vw2_robot.envs.physics import Physics
 from vw2_robot.envs.recording.config import CALVIN_TARGET, RERENDERED_TARGET, RecordConfig
 from vw2_robot.envs.recording.formats import PartsOutput
