@@ -167,7 +167,8 @@ def test_the_step_ends_a_checkpoint_is_written_and_the_run_goes_on_from_it(tmp_p
 
 @pytest.fixture
 def roomy_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for the gigabytes that a test speaks of and does not write."""
+    """Room for the gigabytes that a test speaks of and does not write, and no waiting for a busy disk."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
 
 
