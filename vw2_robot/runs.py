@@ -70,6 +70,22 @@ QUICK_SECONDS = 10.0
 _LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")
 
 
+FIRST_VALUES = {
+    "dldm": {"released_decoder": False, "stem": {"factorized": False}},
+    "vdm": {"projection": "attention", "context_tokens": 512},
+}
+"""options that runs of earlier releases do not have, with what they did; an option that is null then needs no entry"""
+
+
+def _fill(tree: dict[str, Any], first: Mapping[str, Any]) -> None:
+    """Give the sections that are in a stored configuration the options that came later."""
+    for key, value in first.items():
+        if not isinstance(value, dict):
+            tree.setdefault(key, value)
+        elif isinstance(tree.get(key), dict):
+            _fill(tree[key], value)
+
+
 class Run:
     """One stage of training in one folder, locked by this process until `close` or the end of the `with`.
 
@@ -177,6 +193,7 @@ class Run:
                 )
             return
         old = with_new_keys(read_yaml(file, cure="restore it, or delete the folder to start over"))
+        _fill(old, FIRST_VALUES)
         known = self._tree.keys()
         found = old.keys()
         # Another release may have sections more or fewer; then the comparison below names them.

@@ -139,6 +139,18 @@ def test_another_configuration_in_the_same_folder_names_the_keys_that_differ(tmp
     open_run(tmp_path / "r")  # the folder is still that of the first configuration
 
 
+def test_a_run_of_an_earlier_release_goes_on_with_what_its_missing_options_did(tmp_path):
+    before = {"vdm": {"width": 8}, "dldm": {"stem": {"patch": 4}}}
+    train(open_run(tmp_path / "r", before), until=4)
+    today = {
+        "vdm": {"width": 8, "projection": "attention", "context_tokens": 512, "family": None},
+        "dldm": {"stem": {"patch": 4, "factorized": False}, "released_decoder": False},
+    }
+    assert train(open_run(tmp_path / "r", today)) == list(range(4, 10))
+    with pytest.raises(InputError, match=r"vdm\.projection \('attention' -> 'convolution'\)"):
+        open_run(tmp_path / "r", {**today, "vdm": {**today["vdm"], "projection": "convolution"}})
+
+
 def test_a_start_that_came_to_nothing_does_not_bind_the_folder(tmp_path):
     open_run(tmp_path / "r", CONFIG | {"seed": 7}).begin()
     train(open_run(tmp_path / "r"), until=2)
