@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.video.config import VDMConfig
+from vw2_robot.models.video.cosmos_native import stock_name
 
 AUTOENCODER = "VideoWorld2_dLDM_VAE.pt"
 TRANSFORMER = "VideoWorld2_dLDM_DiT.pth"
@@ -39,6 +40,11 @@ class TensorLink(NamedTuple):
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     form: Form
+
+
+def native_row(name: str) -> LayerRow:
+    """Return the row of a layer that Cosmos-Predict2 has under the same name, ours being that of diffusers."""
+    return LayerRow(name, stock_name(f"{name}.weight").removesuffix(".weight"))
 
 
 RESIDUAL = (
@@ -85,37 +91,24 @@ AUTOENCODER_ENDS = (
     LayerRow("decoder.conv_out.0.conv3d", "decoder.up.head.0"),
     LayerRow("decoder.conv_out.1.conv3d", "decoder.up.head.1", "unpatched"),
 )
-TRANSFORMER_BLOCK = (
-    *(
-        LayerRow(f"adaln_modulation_{part}.{their_layer}", f"norm{number}.linear_{their_layer}")
-        for number, part in enumerate(("self_attn", "cross_attn", "mlp"), 1)
-        for their_layer in (1, 2)
-    ),
-    *(
-        LayerRow(f"{theirs}.{their_layer}", f"{ours}.{our_layer}")
-        for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-        for their_layer, our_layer in (
-            ("q_proj", "to_q"),
-            ("k_proj", "to_k"),
-            ("v_proj", "to_v"),
-            ("output_proj", "to_out.0"),
-            ("q_norm", "norm_q"),
-            ("k_norm", "norm_k"),
-        )
-    ),
-    LayerRow("mlp.layer1", "ff.net.0.proj"),
-    LayerRow("mlp.layer2", "ff.net.2"),
+TRANSFORMER_BLOCK = tuple(
+    native_row(name)
+    for name in (
+        *(f"adaln_modulation_{part}.{layer}" for part in ("self_attn", "cross_attn", "mlp") for layer in (1, 2)),
+        *(
+            f"{part}.{layer}"
+            for part in ("self_attn", "cross_attn")
+            for layer in ("q_proj", "k_proj", "v_proj", "output_proj", "q_norm", "k_norm")
+        ),
+        "mlp.layer1",
+        "mlp.layer2",
+    )
 )
-EMBEDDERS = (
-    LayerRow("x_embedder.proj.1", "patch_embed.proj"),
-    LayerRow("t_embedder.1.linear_1", "time_embed.t_embedder.linear_1"),
-    LayerRow("t_embedder.1.linear_2", "time_embed.t_embedder.linear_2"),
-    LayerRow("t_embedding_norm", "time_embed.norm"),
+EMBEDDERS = tuple(
+    map(native_row, ("x_embedder.proj.1", "t_embedder.1.linear_1", "t_embedder.1.linear_2", "t_embedding_norm"))
 )
-LAST_LAYER = (
-    LayerRow("final_layer.adaln_modulation.1", "norm_out.linear_1"),
-    LayerRow("final_layer.adaln_modulation.2", "norm_out.linear_2"),
-    LayerRow("final_layer.linear", "proj_out"),
+LAST_LAYER = tuple(
+    map(native_row, ("final_layer.adaln_modulation.1", "final_layer.adaln_modulation.2", "final_layer.linear"))
 )
 CONTROL_VIDEO = (
     LayerRow("x_embedder2.proj.1", "embed", "patches"),
